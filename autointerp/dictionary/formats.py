@@ -1,0 +1,110 @@
+"""Dictionaries on disk: read what others wrote, or refuse with a reason.
+
+SAELens folders (cfg.json + sae_weights.safetensors) of the architectures `topk` and `standard`. Weights are untrusted:
+only safetensors are read, shapes and values are checked, and nothing is guessed silently.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from autointerp.dictionary.encode import ARCHITECTURES, Dictionary
+from autointerp.errors import DictionaryError
+
+CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
+PACKAGED = Path(__file__).parent / "packaged"
+
+
+def locate(source: str) -> Path:
+    """The folder behind `dictionary.source`: a path, or the name of a packaged dictionary.
+
+    Raises DictionaryError when there is none, naming the packaged ones.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if (PACKAGED / source).is_dir() and "/" not in source and source not in {"", ".", ".."}:
+        return PACKAGED / source
+    packaged = ", ".join(sorted(p.name for p in PACKAGED.iterdir() if p.is_dir())) if PACKAGED.is_dir() else "none"
+    raise DictionaryError(f"no dictionary at {source}: expected a SAELens folder, or a packaged one ({packaged})")
+
+
+def load(source: str, name: str | None = None) -> Dictionary:
+    """Read a dictionary from a SAELens folder or by packaged name, in float32 on the CPU.
+
+    name  prefix of the feature ids; the folder's name by default
+    Raises DictionaryError for missing, truncated or inconsistent files and for architectures that are not known.
+    """
+    folder = locate(source)
+    config = _config(folder)
+    architecture = str(config.get("architecture", "standard"))
+    if architecture not in ARCHITECTURES:
+        raise DictionaryError(f"{folder}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
+    for key, harmless in (("normalize_activations", ("none", None)), ("reshape_activations", ("none", None))):
+        if config.get(key) not in harmless:
+            raise DictionaryError(f"{folder}: {key} = {config[key]!r} is not supported yet; fold it into the weights")
+    tensors = _weights(folder, config)
+    k = config.get("k")
+    width = tensors["W_enc"].shape[1]
+    if architecture == "topk" and not (isinstance(k, int) and 1 <= k <= width):
+        raise DictionaryError(f"{folder}: k = {k!r}; a topk dictionary of width {width} needs 1 <= k <= {width}")
+    metadata = config.get("metadata") or {}
+    return Dictionary(
+        name=name or folder.resolve().name,
+        architecture=architecture,
+        **tensors,
+        k=k if architecture == "topk" else None,
+        apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
+        rescale_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
+        hookpoint=metadata.get("hook_name") or config.get("hook_name"),
+        identity=_identity(folder, config),
+    )
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise DictionaryError(f"{folder} holds no {CONFIG_FILE}: expected a SAELens folder")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise DictionaryError(f"{path} is not valid JSON: {problem}") from None
+    if not isinstance(config, dict):
+        raise DictionaryError(f"{path}: expected an object, got {type(config).__name__}")
+    return config
+
+
+def _weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
+    path = folder / WEIGHTS_FILE
+    if not path.is_file():
+        raise DictionaryError(f"{folder} holds no {WEIGHTS_FILE}")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as problem:
+        raise DictionaryError(f"{path} cannot be read (truncated download?): {problem}") from None
+    d_in = config.get("d_in") or (tensors["W_enc"].shape[0] if "W_enc" in tensors else 0)
+    width = config.get("d_sae") or (tensors["W_enc"].shape[1] if "W_enc" in tensors else 0)
+    expected = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_in), "b_dec": (d_in,)}
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise DictionaryError(f"{path}: tensor {name} is missing; found {', '.join(sorted(tensors)) or 'none'}")
+        found = tuple(tensors[name].shape)
+        if found != shape:
+            transposed = " (transposed)" if found == shape[::-1] and len(shape) == 2 else ""
+            raise DictionaryError(f"{path}: {name} has shape {list(found)}{transposed}, expected {list(shape)}")
+        if not torch.isfinite(tensors[name]).all():
+            raise DictionaryError(f"{path}: {name} holds NaN or infinite values")
+    return {name: tensors[name].float() for name in expected}
+
+
+def _identity(folder: Path, config: dict[str, Any]) -> str:
+    digest = hashlib.md5((folder / WEIGHTS_FILE).read_bytes())
+    keys = ("architecture", "k", "apply_b_dec_to_input", "rescale_acts_by_decoder_norm")
+    digest.update(json.dumps({key: config.get(key) for key in keys}, sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,113 @@
+"""The scoring set of a label: which passages of a split it is tested on, and what each stands for.
+
+A  firing passages, from the feature's uniform sample (so all deciles of the peak are there in proportion);
+B  hard negatives: silent panel passages that the label's own simulator claims, or that hold the feature's own top
+   tokens;
+C  the other silent panel passages.
+Drawn by keyed hashes of (seed, feature, passage), so nothing depends on order, and two labels of a feature share what
+they can. Which hashes win never depends on what a label scores.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.config import ScoreSection
+from autointerp.evidence import PanelIndex, Texts
+from autointerp.keep import mix, salted
+from autointerp.metrics import balanced_threshold
+from autointerp.rows import Draw, Split, Stratum
+from autointerp.simulators import Simulator
+from autointerp.store import Store
+
+OWN_TOKENS = 5  # the feature's heaviest tokens; silent passages that hold one are hard negatives
+CALIBRATION_LABELS = 64  # labels that the claim threshold is fitted on
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Part of a stratum: passages drawn from one kind, and how many passages of the split they stand for."""
+
+    stratum: Stratum
+    kind: str
+    passages: NDArray[np.int64]
+    population: float
+
+    def rows(self, explanation_id: str, scorer_id: str, split: Split) -> list[Draw]:
+        """The cell as rows of `draw`."""
+        weight = self.population / len(self.passages) if len(self.passages) else 0.0
+        return [
+            Draw(explanation_id, scorer_id, split, passage, self.stratum, self.kind, self.population, weight)
+            for passage in self.passages.tolist()
+        ]
+
+
+class Design:
+    """Draws scoring sets in one split of one collection."""
+
+    def __init__(self, store: Store, collection_id: str, split: Split, cfg: ScoreSection, seed: int, texts: Texts) -> None:
+        self.store, self.collection_id, self.split, self.seed = store, collection_id, split, seed
+        self.size = cfg.select_passages if split == "select" else cfg.score_passages
+        self.panel = PanelIndex(store, collection_id, split)
+        row = store.collection(collection_id)
+        assert row is not None
+        index = ("explain", "select", "score").index(split)
+        self.n_passages = int(row["n_passages"][index])
+        self.firing_passages = store.features(collection_id)["n_passages"][index]
+        self.tokens, _ = texts.grid(self.panel.passages, int(row["passage_tokens"]))
+
+    def firing(self, feature: int) -> NDArray[np.int64]:
+        """Stratum A: passages where the feature fires, the first of its uniform sample."""
+        return self.store.excerpts(self.collection_id, feature, self.split, "sample").passage[: self.size // 2]
+
+    def cells(self, feature: int, claimed: NDArray[np.bool_]) -> list[Cell]:
+        """The scoring set of a label of `feature`.
+
+        claimed  [panel passage] where the label's simulator predicts firing; see `claim_threshold`
+        """
+        firing = self.firing(feature)
+        silent = self.panel.silent(feature)
+        n_firing = float(self.firing_passages[feature])
+        per_passage = (self.n_passages - n_firing) / max(int(silent.sum()), 1)
+        own = np.isin(self.tokens, self.store.top_tokens(self.collection_id, feature)[:OWN_TOKENS]).any(axis=1)
+        pools = {
+            "claimed": silent & claimed,
+            "token": silent & own & ~claimed,
+            "silent": silent & ~own & ~claimed,
+        }
+        drawn = {kind: self._in_hash_order(feature, pool) for kind, pool in pools.items()}
+        wanted = self.size // 4
+        n_token = min(len(drawn["token"]), max(wanted - len(drawn["claimed"]), wanted // 2))
+        n_claimed = min(len(drawn["claimed"]), wanted - n_token)
+        take = {"claimed": n_claimed, "token": n_token, "silent": self.size - self.size // 2 - wanted}
+        cells = [Cell("A", "fires", firing, n_firing)]
+        for kind, stratum in (("claimed", "B"), ("token", "B"), ("silent", "C")):
+            population = float(pools[kind].sum()) * per_passage
+            cells.append(Cell(stratum, kind, drawn[kind][: take[kind]], population))  # type: ignore[arg-type]
+        return [cell for cell in cells if len(cell.passages)]
+
+    def _in_hash_order(self, feature: int, pool: NDArray[np.bool_]) -> NDArray[np.int64]:
+        passages = self.panel.passages[pool]
+        key = mix(passages.astype(np.uint64) ^ salted(self.seed * 0x10001 + feature, 3))
+        return passages[np.argsort(key, kind="stable")]
+
+
+def claim_threshold(design: Design, simulator: Simulator, labels: list[tuple[int, str]]) -> float:
+    """The predicted peak above which a passage counts as claimed, fitted on select for a simulator.
+
+    design  of the select split
+    labels  (feature, label) pairs; the first CALIBRATION_LABELS are used
+    The threshold that best tells firing from silent passages, pooled over the labels (balanced). Infinite, so that
+    nothing is claimed, when there is nothing to fit it on.
+    """
+    firing, silent = [], []
+    for feature, label in labels[:CALIBRATION_LABELS]:
+        positives = design.firing(feature)
+        negatives = design.panel.passages[design.panel.silent(feature)]
+        if len(positives) and len(negatives):
+            firing.append(simulator.predict([label], positives)[0].max(axis=1))
+            silent.append(simulator.predict([label], negatives)[0].max(axis=1))
+    if not firing:
+        return float("inf")
+    return balanced_threshold(np.concatenate(firing).astype(np.float64), np.concatenate(silent).astype(np.float64))

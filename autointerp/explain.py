@@ -1,0 +1,196 @@
+"""STAGE 2: excerpt (explain split) -> explanation.
+
+Every enabled method proposes candidates; which of them is the label is decided later, on the select split. A reply that
+is no label is a row with its reason, not a gap.
+"""
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from autointerp import prompts
+from autointerp.config import Settings, fingerprint
+from autointerp.errors import ReplyError
+from autointerp.evidence import ExplainEvidence
+from autointerp.keys import Keys
+from autointerp.llm import Door, Request
+from autointerp.mine import Miner
+from autointerp.rows import Explanation
+from autointerp.store import Store
+from autointerp.tally import Bar, Tally
+from autointerp.text import words
+
+CHUNK_FEATURES = 16  # features per transaction
+CONTEXT_WORDS = 12  # words shown on each side of an excerpt's strongest token
+MARK_SHARE = 0.3  # tokens above this share of the excerpt's peak are marked
+
+
+def run(
+    store: Store, settings: Settings, keys: Keys, features: Sequence[int], evidence: Callable[[], ExplainEvidence], bar: Bar
+) -> Tally:
+    """Ask every enabled method for the labels that are pending. One unit is one candidate label.
+
+    evidence  gives the explain split by feature; asked for only when something is pending
+    """
+    started = time.perf_counter()
+    tally = Tally("explain")
+    for method, explainer in keys.explainers.items():
+        done = store.explained(keys.collection_id, explainer)
+        # Chunks are cut from the whole selection, so that a batch holds the same prompts in every run.
+        chunks = [list(features[i : i + CHUNK_FEATURES]) for i in range(0, len(features), CHUNK_FEATURES)]
+        pending = [chunk for chunk in ([f for f in chunk if f not in done] for chunk in chunks) if chunk]
+        if not pending:
+            continue
+        bar.start(f"explain {method}", total=sum(len(chunk) for chunk in pending), unit="features")
+        propose = _Mined(settings, evidence()) if method == "mined" else _Asked(store, settings, evidence())
+        for chunk in pending:
+            with store.transaction():
+                rows = [row for found in propose.labels(chunk, keys.collection_id, explainer) for row in found]
+                store.add(rows)
+            tally.ok += sum(row.status == "ok" for row in rows)
+            tally.failed += Counter(row.reason for row in rows if row.reason is not None)
+            newest = next((row.label for row in reversed(rows) if row.label), "")
+            bar.advance(len(chunk), note=newest[:60])
+    tally.seconds = time.perf_counter() - started
+    return tally
+
+
+class _Mined:
+    """Candidates from counts."""
+
+    def __init__(self, settings: Settings, evidence: ExplainEvidence) -> None:
+        self.cfg = settings.explainer
+        self.miner = Miner(evidence, self.cfg.max_words)
+
+    def labels(self, features: Sequence[int], collection: str, explainer: str) -> list[list[Explanation]]:
+        """Rows per feature; one row with the reason where nothing can be said."""
+        result = []
+        for feature in features:
+            found = self.miner.propose(feature, self.cfg.candidates)
+            rows = [_row(collection, feature, explainer, "mined", None, draw, label) for draw, label in enumerate(found)]
+            result.append(rows or [_row(collection, feature, explainer, "mined", None, 0, None, "never_fires_in_explain")])
+        return result
+
+
+class _Asked:
+    """Candidates from a language model that sees marked excerpts."""
+
+    def __init__(self, store: Store, settings: Settings, evidence: ExplainEvidence) -> None:
+        self.store, self.cfg, self.evidence = store, settings.explainer, evidence
+        self.door = Door(store, settings.explainer, settings.subject.device)
+
+    def labels(self, features: Sequence[int], collection: str, explainer: str) -> list[list[Explanation]]:
+        """One row per feature: the label, or why the reply is none."""
+        shown = {feature: self._excerpts(collection, feature) for feature in features}
+        asked = [feature for feature in features if shown[feature]]
+        replies: dict[int, tuple[str, str]] = {}
+        for start in range(0, len(asked), self.cfg.batch):
+            batch = asked[start : start + self.cfg.batch]
+            requests = [self._request(shown[feature]) for feature in batch]
+            names = [f"explain feature {feature}" for feature in batch]
+            replies |= dict(zip(batch, self.door.ask(requests, names.__getitem__), strict=True))
+        rows = []
+        for feature in features:
+            model = self.cfg.model
+            if feature not in replies:
+                rows.append([_row(collection, feature, explainer, "llm", model, 0, None, "never_fires_in_explain")])
+                continue
+            call, text = replies[feature]
+            try:
+                label = clean_label(text, shown[feature], self.cfg.max_words)
+                rows.append([_row(collection, feature, explainer, "llm", model, 0, label, call=call)])
+            except ReplyError as problem:
+                rows.append([_row(collection, feature, explainer, "llm", model, 0, None, problem.reason, call)])
+        return rows
+
+    def _request(self, excerpts: list[str]) -> Request:
+        messages = prompts.fill(self.cfg.prompt, excerpts="\n".join(f"- {line}" for line in excerpts))
+        content = tuple((message["role"], message["content"]) for message in messages)
+        return Request(self.cfg.provider, self.cfg.model, content, self.cfg.max_new_tokens)
+
+    def _excerpts(self, collection: str, feature: int) -> list[str]:
+        """Marked excerpts of the explain split, from all quantiles of the peak, strongest first."""
+        sample = self.store.excerpts(collection, feature, "explain", "sample")
+        if not len(sample.passage):
+            return []
+        order = np.argsort(-sample.peak, kind="stable")
+        places = np.unique(np.linspace(0, len(order) - 1, min(self.cfg.excerpts, len(order))).round().astype(int))
+        shown = []
+        for i in order[places].tolist():
+            first, last = sample.firing.offsets[i], sample.firing.offsets[i + 1]
+            strings = self.evidence.texts.strings(int(sample.passage[i]))
+            shown.append(marked(strings, sample.firing.positions[first:last].tolist(), sample.firing.values[first:last].tolist()))
+        return shown
+
+
+def marked(strings: Sequence[str], positions: Sequence[int], values: Sequence[float]) -> str:
+    """An excerpt around the strongest token, on one line, with the words that fire strongly between << and >>.
+
+    Marks that the text itself holds are taken out, so that it cannot fake one.
+    """
+    found = words([s.replace("<<", "").replace(">>", "") for s in strings])
+    peak = max(values)
+    strong = {p for p, v in zip(positions, values, strict=True) if v >= MARK_SHARE * peak}
+    at_peak = positions[int(np.argmax(values))]
+    place = next((i for i, word in enumerate(found) if word.first <= at_peak < word.last), None)
+    if place is None:
+        return " ".join("".join(strings).split())
+    pieces: list[str] = []
+    previous_end = None
+    for word in found[max(place - CONTEXT_WORDS, 0) : place + CONTEXT_WORDS + 1]:
+        text = f"<<{word.text}>>" if any(t in strong for t in range(word.first, word.last)) else word.text
+        glued = not word.text[0].isalnum() or (previous_end is not None and previous_end in "'’-(")
+        pieces.append(text if glued or not pieces else " " + text)
+        previous_end = word.text[-1]
+    return "".join(pieces)
+
+
+_REFUSAL = re.compile(r"^(i['’]?m sorry|sorry|i can(not|['’]t)|as an ai|i am unable)", re.IGNORECASE)
+_THINKING = re.compile(r"^(let me|let['’]s|okay,|first,|looking at|to (determine|find)|we need)", re.IGNORECASE)
+_PREFIX = re.compile(
+    r"^(the )?(marked )?(words?|phrases?|excerpts?|tokens?)?( that)?( (all )?(have in common|share|are|is))?( that)?\s*:\s*",
+    re.IGNORECASE,
+)
+
+
+def clean_label(reply: str, excerpts: Sequence[str], max_words: int) -> str:
+    """The label in a model's reply.
+
+    Raises ReplyError with the reason when the reply is no label: empty, refusal, reasoning (leaked), echo (of the
+    excerpts), marks, too_long.
+    """
+    lines = [line.strip(" \t-*•\"'“”`") for line in reply.strip().splitlines()]
+    line = next((text for text in lines if text), "")
+    line = _PREFIX.sub("", line).strip(" \"'“”`.")
+    if not line or not any(c.isalnum() for c in line):
+        raise ReplyError("empty")
+    if _REFUSAL.match(line):
+        raise ReplyError("refusal")
+    if _THINKING.match(line):
+        raise ReplyError("reasoning")
+    if "<<" in line or ">>" in line:
+        raise ReplyError("marks")
+    plain = " ".join(re.findall(r"\w+", line.lower()))
+    if len(plain.split()) > 4 and any(plain in " ".join(re.findall(r"\w+", e.lower())) for e in excerpts):
+        raise ReplyError("echo")
+    if len(line.split()) > max_words:
+        raise ReplyError("too_long")
+    return line
+
+
+def _row(
+    collection: str, feature: int, explainer: str, method: str, model: str | None, draw: int,
+    label: str | None, reason: str | None = None, call: str | None = None,
+) -> Explanation:  # fmt: skip
+    return Explanation(
+        explanation_id=fingerprint([collection, feature, explainer, draw]), collection_id=collection, feature=feature,
+        explainer_id=explainer, method=method, model=model, draw=draw,
+        status="ok" if label is not None else "skipped" if reason == "never_fires_in_explain" else
+        "refused" if reason == "refusal" else "unparsed",
+        label=label, reason=None if label is not None else reason, call_id=call,
+    )  # fmt: skip
+
+

@@ -1,0 +1,123 @@
+"""Labels as tables for others: parquet, jsonl, csv. Column names and types are a promise; a test holds them."""
+
+import csv
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autointerp.errors import ConfigError, StoreError, nearest
+from autointerp.report import Label, Reading
+
+FORMATS = ("parquet", "jsonl", "csv")
+
+SCHEMA = pa.schema([
+    pa.field("feature_id", pa.string(), nullable=False, metadata={"doc": "dictionary/index"}),
+    pa.field("feature", pa.int32(), nullable=False, metadata={"doc": "index within the dictionary"}),
+    pa.field("label", pa.string(), metadata={"doc": "the chosen label; null where there is none (see reason)"}),
+    pa.field("r_rank", pa.float64(), metadata={"doc": "Pearson over strata A+B+C of the score split"}),
+    pa.field("r_rank_lo", pa.float64(), metadata={"doc": "lower end of its 95 % document-bootstrap interval"}),
+    pa.field("r_rank_hi", pa.float64(), metadata={"doc": "upper end"}),
+    pa.field("r_tok", pa.float64(), metadata={"doc": "the token look-up table's r on the same passages"}),
+    pa.field("lift", pa.float64(), metadata={"doc": "r_rank - r_tok"}),
+    pa.field("null", pa.float64(), metadata={"doc": "mean r_rank of other features' labels on this feature"}),
+    pa.field("n_passages", pa.int32(), nullable=False, metadata={"doc": "passages behind r_rank"}),
+    pa.field("density", pa.float64(), nullable=False, metadata={"doc": "share of tokens on which the feature fires"}),
+    pa.field("kind", pa.string(), nullable=False, metadata={"doc": "eligible, dense, too_rare or dead"}),
+    pa.field("method", pa.string(), metadata={"doc": "explainer of the label: mined, llm"}),
+    pa.field("model", pa.string(), metadata={"doc": "model asked; null where none was"}),
+    pa.field("reason", pa.string(), metadata={"doc": "why there is no label or grade; null when there is"}),
+    pa.field("subject", pa.string(), nullable=False, metadata={"doc": "model whose activations were read"}),
+    pa.field("hookpoint", pa.string(), nullable=False, metadata={"doc": "module whose output was encoded"}),
+    pa.field("collection_id", pa.string(), nullable=False, metadata={"doc": "hash of subject, dictionary, corpus, splits"}),
+    pa.field("explanation_id", pa.string(), metadata={"doc": "key of the label in run.duckdb"}),
+    pa.field("code_version", pa.string(), nullable=False, metadata={"doc": "version of autointerp"}),
+])  # fmt: skip
+
+
+def check_format(format: str) -> None:
+    """Raises ConfigError for a format that is not known."""
+    if format not in FORMATS:
+        raise ConfigError(f"unknown export format {format!r}{nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
+
+
+def records(reading: Reading) -> list[dict[str, Any]]:
+    """One dict per selected feature, with the columns of SCHEMA."""
+    shared = {
+        "subject": reading.collection["subject"], "hookpoint": reading.collection["hookpoint"],
+        "collection_id": reading.run.collection_id, "code_version": reading.run.code_version,
+    }  # fmt: skip
+    return [{name: (_columns(label) | shared)[name] for name in SCHEMA.names} for label in reading.labels]
+
+
+def _columns(label: Label) -> dict[str, Any]:
+    return asdict(label)
+
+
+def write(reading: Reading, format: str, folder: Path, output: Path | None = None) -> Path:
+    """Write the labels as `labels.<format>` in the folder, or to `output`, by an atomic rename; returns the path.
+
+    Raises ConfigError for an unknown format, StoreError where the file cannot be written.
+    """
+    check_format(format)
+    path = output or folder / f"labels.{format}"
+    scratch = path.with_name(path.name + ".writing")
+    rows = records(reading)
+    try:
+        if format == "parquet":
+            pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), scratch)
+        elif format == "jsonl":
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            scratch.write_text(text, "utf-8")
+        else:
+            with scratch.open("w", encoding="utf-8", newline="") as file:
+                _write_csv(file, SCHEMA.names, [list(row.values()) for row in rows])
+        scratch.replace(path)
+    except OSError as problem:
+        raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from None
+    return path
+
+
+def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -> None:
+    """Rows of a query on stdout: csv, json, or a table for people."""
+    if form == "csv":
+        _write_csv(sys.stdout, names, rows)
+    elif form == "json":
+        found = [dict(zip(names, row, strict=True)) for row in rows]
+        print(json.dumps(found, indent=2, ensure_ascii=False, default=_jsonable))
+    else:
+        table = Table()
+        for name in names:
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(*(Text(printable(value)) for value in row))
+        Console().print(table)
+
+
+def printable(value: Any) -> str:
+    """A value for a terminal: control characters, which could be escape sequences, are shown instead of sent."""
+    text = "" if value is None else str(value)
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+
+
+def _jsonable(value: Any) -> Any:
+    return value.hex() if isinstance(value, bytes) else str(value)
+
+
+def _write_csv(file: Any, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    writer = csv.writer(file)
+    writer.writerow(names)
+    writer.writerows([_harmless(value) for value in row] for row in rows)
+
+
+def _harmless(value: Any) -> Any:
+    """A cell that a spreadsheet cannot take for a formula: text that begins like one gets a leading quote."""
+    return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -1,0 +1,102 @@
+"""What work is the same work: hashes of everything that determines a row.
+
+Keys are chained: an explanation's key contains its collection's, a simulation's its explanation's. A changed setting,
+prompt or weight file gives new keys and so new work beside the old; nothing is ever overwritten.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from autointerp import __version__, corpus, prompts
+from autointerp.config import Settings, fingerprint
+from autointerp.dictionary import Dictionary
+from autointerp.rows import Run
+from autointerp.subject import Subject, resolve_model
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The ids that a configuration asks for."""
+
+    collection_id: str
+    hookpoint: str  # full module path
+    explainers: dict[str, str]  # method -> explainer_id
+    simulator_id: str
+    scorer_id: str
+
+    def run(self, settings: Settings) -> Run:
+        """The run row: these ids beside the settings that they came from."""
+        text = settings.model_dump_json()
+        return Run(
+            run_id=fingerprint([text, __version__, self.collection_id, self.explainers, self.simulator_id, self.scorer_id]),
+            name=settings.run.name,
+            settings=text,
+            code_version=__version__,
+            collection_id=self.collection_id,
+            explainer_ids=sorted(self.explainers.values()),
+            simulator_id=self.simulator_id,
+            scorer_id=self.scorer_id,
+            features=None,
+        )
+
+
+def keys(settings: Settings, sketch: Subject, dictionary: Dictionary) -> Keys:
+    """The ids of a configuration; reads file names, sizes and prompts, loads nothing."""
+    hookpoint = sketch.hookpoint(settings.dictionary.hookpoint or settings.subject.hookpoint)
+    # What changes speed alone (device, batch size) stays out: it must not change rows.
+    collected = {
+        "subject": folder_fingerprint(resolve_model(settings.subject.model)),
+        "hookpoint": hookpoint,
+        "dtype": settings.subject.dtype,
+        "prepend_bos": settings.subject.prepend_bos,
+        "max_norm_ratio": settings.subject.max_norm_ratio,
+        "dictionary": [dictionary.name, dictionary.identity],
+        "corpus": [file_fingerprint(path) for path in corpus.files(settings.corpus.source)],
+        "corpus_read": [settings.corpus.tokens, settings.corpus.text_field],
+        "collect": settings.collect.model_dump(),
+        "seed": settings.run.seed,
+    }
+    collection_id = fingerprint(collected)
+    explainers = {method: explainer_id(settings, method) for method in settings.explainer.methods}
+    simulator_id = fingerprint([settings.simulator.model_dump(), SIMULATOR_VERSION])
+    score = settings.score
+    # B is drawn with the simulator's claims, so the design belongs to the simulator.
+    scorer_id = fingerprint([score.model_dump(), simulator_id, settings.run.seed, SCORER_VERSION])
+    return Keys(collection_id, hookpoint, explainers, simulator_id, scorer_id)
+
+
+# Raised when the code of a stage changes what it would write for the same settings.
+EXPLAINER_VERSION = {"mined": 1, "llm": 1}
+SIMULATOR_VERSION = 1
+SCORER_VERSION = 1
+
+
+def explainer_id(settings: Settings, method: str) -> str:
+    """Hash of method, prompt, model and the parameters that the method uses."""
+    cfg = settings.explainer
+    used: list[object] = [method, EXPLAINER_VERSION[method], cfg.max_words, settings.run.seed]
+    if method == "mined":
+        used += [cfg.candidates]
+    if method == "llm":
+        used += [cfg.provider, cfg.model, prompts.fingerprint(cfg.prompt), cfg.excerpts, cfg.max_new_tokens]
+    return fingerprint(used)
+
+
+def file_fingerprint(path: Path) -> list[object]:
+    """Name, size, and md5 of the first and last 64 KiB: enough to see that a text file changed, at any size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        digest = hashlib.md5(file.read(65_536))
+        file.seek(max(size - 65_536, 0))
+        digest.update(file.read(65_536))
+    return [path.name, size, digest.hexdigest()]
+
+
+def folder_fingerprint(where: str) -> object:
+    """A model folder by its weight and configuration files; a hub name by itself."""
+    folder = Path(where)
+    if not folder.is_dir():
+        return where
+    wanted = sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".json", ".bin", ".model"})
+    return [file_fingerprint(path) for path in wanted]

