@@ -50,9 +50,10 @@ def run(grading: Grading, split: Split) -> Tally:
         for metric in ("r_rank", *(ON_CHOSEN if label.explanation_id in best else ()))
     }
     done = store.scored(list(wanted))
+    simulated = store.simulated(list({label.explanation_id for label, _ in wanted.values()}), grading.run.simulator_id, split)
     pending: dict[str, tuple[Explanation, list[str]]] = {}
     for key, (label, metric) in wanted.items():
-        if key not in done:
+        if key not in done and label.explanation_id in simulated:  # a feature's simulations are there all or none
             pending.setdefault(label.explanation_id, (label, []))[1].append(metric)
     if not pending:
         return tally

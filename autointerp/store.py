@@ -132,7 +132,7 @@ class Store:
         try:
             applied = [name for (name,) in self.db.execute("SELECT name FROM migration ORDER BY n").fetchall()]
         except duckdb.CatalogException:
-            tables = self.db.execute("SELECT count(*) FROM duckdb_tables()").fetchone()
+            tables = self._one("SELECT count(*) FROM duckdb_tables()")
             if tables and tables[0]:
                 raise StoreError(f"{self.path} is a DuckDB file, but not of autointerp") from None
             return 0
@@ -242,16 +242,16 @@ class Store:
 
     def top_tokens(self, collection_id: str, feature: int) -> list[int]:
         """The feature's heaviest token ids, heaviest first."""
-        found = self.db.execute(
+        found = self._one(
             "SELECT top_tokens FROM feature WHERE collection_id = ? AND feature = ?", [collection_id, feature]
-        ).fetchone()
+        )
         return list(found[0]) if found else []
 
     def histogram(self, collection_id: str, feature: int) -> list[int]:
         """Firing tokens per half-octave of activation."""
-        found = self.db.execute(
+        found = self._one(
             "SELECT histogram FROM feature WHERE collection_id = ? AND feature = ?", [collection_id, feature]
-        ).fetchone()
+        )
         return list(found[0]) if found else []
 
     def tokens(self, collection_id: str) -> tuple[dict[int, bytes], dict[int, int]]:
@@ -395,14 +395,14 @@ class Store:
 
     def call_totals(self, collection_id: str, explainer_ids: Sequence[str]) -> dict[str, float]:
         """Requests behind these explainers' labels, tokens and dollars; `cached` counts labels served by an earlier call."""
-        row = self.db.execute(
+        row = self._one(
             "WITH asked AS (SELECT call_id FROM explanation WHERE collection_id = ? AND list_contains(?, explainer_id) "
             "               AND call_id IS NOT NULL) "
             "SELECT count(*), (SELECT count(*) FROM asked) - count(*), coalesce(sum(input_tokens), 0)::BIGINT, "
             "coalesce(sum(output_tokens), 0)::BIGINT, coalesce(sum(usd), 0) "
             "FROM call WHERE call_id IN (SELECT call_id FROM asked)",
             [collection_id, list(explainer_ids)],
-        ).fetchone()
+        )
         assert row is not None
         return dict(zip(("calls", "cached", "input_tokens", "output_tokens", "usd"), row, strict=True))
 
@@ -416,13 +416,18 @@ class Store:
         except duckdb.Error as problem:
             raise StoreError(" ".join(str(problem).split("\n\n")[0].split())) from None
 
+    def _one(self, sql: str, parameters: Any = None) -> tuple[Any, ...] | None:
+        # fetchone would leave the result open, and an open result blocks the connection.
+        rows = self.db.execute(sql, parameters).fetchall()
+        return rows[0] if rows else None
+
     def _rows(self, sql: str, parameters: Any = None) -> list[dict[str, Any]]:
         result = self.db.execute(sql, parameters)
         names = [column[0] for column in result.description or []]
         return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
 
     def _arrow(self, sql: str, parameters: Any = None) -> pa.Table:
-        return self.db.execute(sql, parameters).to_arrow_table()
+        return self.db.sql(sql, params=parameters).to_arrow_table()
 
 
 def snapshot_path(path: Path) -> Path:
