@@ -30,6 +30,7 @@ def shuffled_labels(
     Returns up to `wanted` (feature, label) pairs, nearest in log density and word count first, ties by index. A label
     equal to the feature's own is no null and is left out.
     """
+
     def distance(other: int) -> tuple[float, int]:
         ratio = abs(np.log(density[other] + 1e-9) - np.log(density[feature] + 1e-9))
         return float(ratio) + 0.2 * abs(len(labels[other].split()) - len(labels[feature].split())), other

@@ -28,9 +28,15 @@ app = typer.Typer(
     "    autointerp report --json            the figures",
 )  # fmt: skip
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="TOML file; default ./config.toml", show_default=False)]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="override a key: --set corpus.tokens=65536", show_default=False)]
-RunFolder = Annotated[Path | None, typer.Argument(metavar="[RUN]", help="results folder; default the config's", show_default=False)]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", "-c", help="TOML file; default ./config.toml", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key: --set corpus.tokens=65536", show_default=False)
+]
+RunFolder = Annotated[
+    Path | None, typer.Argument(metavar="[RUN]", help="results folder; default the config's", show_default=False)
+]
 
 
 def main() -> None:
@@ -124,7 +130,7 @@ def _stage(name: str, work: Callable[[Any], object], doc: str) -> None:
     app.command(name)(command)
 
 
-_stage("collect", lambda p: p.collect(), """Run the subject and the dictionary over the corpus; keep each feature's contexts.
+_stage("collect", lambda p: p.collect(), """Run the subject and the dictionary over the corpus; keep contexts.
 
         autointerp collect --set corpus.tokens=1000000
     """)  # fmt: skip
@@ -132,11 +138,13 @@ _stage("explain", lambda p: p.explain(), """Propose labels for the selected feat
 
         autointerp explain --set explainer.methods='["mined", "llm"]'
     """)  # fmt: skip
-_stage("simulate", lambda p: [p.simulate("select"), p.score("select"), p.simulate("score")], """Predict activations on held-out text from every label, and rank the candidates on select.
+_stage("simulate", lambda p: p.simulate_all(), """Predict held-out activations from every label.
+
+    Ranks the candidates on the select split on the way.
 
         autointerp simulate --set features.select=0,17,650
     """)  # fmt: skip
-_stage("score", lambda p: [p.score("select"), p.score("score")], """Grade the predictions against the true activations.
+_stage("score", lambda p: p.score_all(), """Grade the predictions against the true activations.
 
         autointerp score
     """)  # fmt: skip
@@ -155,8 +163,8 @@ def report(
 ) -> None:
     """The labels with their grades, and the figures of the whole; writes report.html.
 
-        autointerp report
-        autointerp report results/demo --json
+    autointerp report
+    autointerp report results/demo --json
     """
     from autointerp import report as reports
 
@@ -180,8 +188,8 @@ def show(
 ) -> None:
     """One feature: its label and rivals with grades, and contexts with activations as background colour.
 
-        autointerp show 17
-        autointerp show smollm2-135m-l15-4k/17 results/demo --json
+    autointerp show 17
+    autointerp show smollm2-135m-l15-4k/17 results/demo --json
     """
     from autointerp import show as shows
 
@@ -197,14 +205,16 @@ def show(
 def export(
     run: RunFolder = None,
     format: Annotated[str, typer.Option("--format", "-f", help="parquet, jsonl or csv")] = "parquet",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="file to write; default labels.<format> in the run")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="file to write; default labels.<format> in the run")
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
     """The labels with their grades as a table.
 
-        autointerp export --format csv
-        autointerp export results/demo --format jsonl --output labels.jsonl
+    autointerp export --format csv
+    autointerp export results/demo --format jsonl --output labels.jsonl
     """
     from autointerp import export as exports
 
@@ -224,8 +234,8 @@ def sql(
 ) -> None:
     """Look into the run's database, read-only.
 
-        autointerp sql "SELECT feature, label FROM explanation LIMIT 5"
-        autointerp sql "SELECT table_name, column_name, comment FROM duckdb_columns()" --csv
+    autointerp sql "SELECT feature, label FROM explanation LIMIT 5"
+    autointerp sql "SELECT table_name, column_name, comment FROM duckdb_columns()" --csv
     """
     from autointerp import export as exports
     from autointerp.store import Store
@@ -242,8 +252,8 @@ def sql(
 def init(folder: Annotated[Path, typer.Argument(help="folder to set up")] = Path()) -> None:
     """Write a commented config.toml and the prompts into a folder. Existing files are left alone.
 
-        autointerp init
-        autointerp init my-study
+    autointerp init
+    autointerp init my-study
     """
     from autointerp import prompts
 
@@ -269,7 +279,7 @@ def config_(
 ) -> None:
     """Every setting with its value in force and what it means.
 
-        autointerp config --set features.select=all
+    autointerp config --set features.select=all
     """
     settings = _settings(config, overrides)
     if json_:
@@ -282,7 +292,9 @@ def config_(
             section = key.split(".")[0]
             console.print(f"\n[bold]\\[{section}][/bold]")
         value = getattr(getattr(settings, section), key.split(".")[1])
-        console.print(f"  [cyan]{key.split('.')[1]}[/cyan] = {json.dumps(value, default=str)}", end="  ", highlight=False)
+        console.print(
+            f"  [cyan]{key.split('.')[1]}[/cyan] = {json.dumps(value, default=str)}", end="  ", highlight=False
+        )
         console.print(field.description, style="dim", highlight=False, markup=False)
 
 
@@ -327,6 +339,8 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     pass

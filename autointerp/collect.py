@@ -6,7 +6,6 @@ anywhere, it goes on from its last checkpoint; the rows are written in one trans
 
 import contextlib
 import ctypes
-import json
 import logging
 import queue
 import threading
@@ -84,7 +83,7 @@ def _collect(
     total = sum(allotment.contexts.values()) if allotment.contexts is not None else None
     bar.start("collect", total=None if total is None else total * settings.collect.context_tokens, unit="tok")
     stream = _read_ahead(contexts(
-        settings.corpus, subject.tokenizer, settings.collect.context_tokens, settings.collect.split_salt,  # type: ignore[arg-type]
+        settings.corpus, subject.tokenizer, settings.collect.context_tokens, settings.collect.split_salt,
         allotment=allotment,
     ))  # fmt: skip
     last_save = time.monotonic()
@@ -188,8 +187,8 @@ def _refuse_not_finite(activation: torch.Tensor, lengths: torch.Tensor, found: l
         if len(where):
             place = context.start + int(where[0])
             raise SubjectError(
-                f"activations are NaN or infinite at token {place} of document {context.document_id} ({context.source}); "
-                "try subject.dtype = float32"
+                f"activations are NaN or infinite at token {place} of document {context.document_id} "
+                f"({context.source}); try subject.dtype = float32"
             )
 
 
@@ -208,7 +207,7 @@ def _read_ahead(stream: Iterator[list[Context]]) -> Iterator[list[Context]]:
                 if stop.is_set():
                     return
             ready.put(None)
-        except BaseException as problem:  # noqa: BLE001 - handed to the consumer, which raises it
+        except BaseException as problem:
             ready.put(problem)
 
     thread = threading.Thread(target=produce, name="tokenise", daemon=True)
@@ -242,7 +241,7 @@ def _write(store: Store, settings: Settings, keys: Keys, subject: Subject, dicti
         Collection(
             collection_id=collection, subject=subject.name, hookpoint=keys.hookpoint, dictionary=dictionary.name,
             architecture=dictionary.architecture, width=dictionary.width, corpus=settings.corpus.source,
-            settings=json.dumps({s: getattr(settings, s).model_dump() for s in ("corpus", "collect", "subject")}, default=str),
+            settings=settings.model_dump_json(include={"corpus", "collect", "subject"}),
             context_tokens=settings.collect.context_tokens, passage_tokens=settings.collect.passage_tokens,
             n_tokens=keeper.total_tokens.tolist(), n_passages=keeper.total_passages.tolist(),
             n_documents=keeper.total_documents.tolist(),

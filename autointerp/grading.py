@@ -14,7 +14,7 @@ from autointerp.draws import Cell, Design, claim_threshold
 from autointerp.evidence import ExplainEvidence, Texts
 from autointerp.rows import Explanation, Run, Split
 from autointerp.simulators import Simulator, open_simulator
-from autointerp.store import Store
+from autointerp.store import Excerpts, Store
 from autointerp.tally import Bar
 
 
@@ -25,6 +25,7 @@ class Grading:
         self.store, self.settings, self.run, self.bar = store, settings, run, bar
         self._designs: dict[Split, Design] = {}
         self._known: set[int] = set()
+        self._sample: tuple[tuple[int, Split], Excerpts] | None = None
         self._claimed: dict[tuple[Split, str], NDArray[np.bool_]] = {}  # [panel passage]
 
     @cached_property
@@ -36,6 +37,13 @@ class Grading:
     def evidence(self) -> ExplainEvidence:
         """The explain split, by feature."""
         return ExplainEvidence(self.store, self.run.collection_id, self.texts)
+
+    def sample(self, feature: int, split: Split) -> Excerpts:
+        """The feature's uniform sample of firing passages on a split; the last one asked for is held."""
+        if self._sample is None or self._sample[0] != (feature, split):
+            found = self.store.excerpts(self.run.collection_id, feature, split, "sample")
+            self._sample = ((feature, split), found)
+        return self._sample[1]
 
     def design(self, split: Split) -> Design:
         """Draws scoring sets of one split."""
@@ -77,9 +85,7 @@ class Grading:
     @cached_property
     def threshold(self) -> float:
         """The peak above which this simulator claims a passage, fitted on select."""
-        candidates = self.store.explanations(
-            self.run.collection_id, self.run.explainer_ids, self.run.features or []
-        )
+        candidates = self.store.explanations(self.run.collection_id, self.run.explainer_ids, self.run.features or [])
         first: dict[int, str] = {}
         for explanation in candidates:
             if explanation.label is not None:

@@ -170,10 +170,8 @@ class Pool:
     @staticmethod
     def concat(parts: "list[Pool]") -> "Pool":
         """All entries of the parts."""
-        return Pool(
-            *(np.concatenate([getattr(p, n) for p in parts]) for n in ("feature", "passage", "text", "peak")),
-            Ragged.concat([p.firing for p in parts]),
-        )
+        columns = {n: np.concatenate([getattr(p, n) for p in parts]) for n in ("feature", "passage", "text", "peak")}
+        return Pool(**columns, firing=Ragged.concat([p.firing for p in parts]))
 
 
 @dataclass
@@ -186,7 +184,9 @@ class Shelf:
     distinct_texts: bool
     entry: I64 = field(default_factory=lambda: np.empty(0, dtype=np.int64))  # index into the pool
     key: U64 = field(default_factory=lambda: np.empty(0, dtype=np.uint64))
-    bar: U64 = field(default_factory=lambda: np.empty(0, dtype=np.uint64))  # [feature] key of the worst entry of a full list
+    bar: U64 = field(
+        default_factory=lambda: np.empty(0, dtype=np.uint64)
+    )  # [feature] key of the worst entry of a full list
 
     def cut(self, pool: Pool, width: int) -> None:
         """Keep the `size` best per feature (one per text where `distinct_texts`), sorted by (feature, key)."""
@@ -203,8 +203,8 @@ class Shelf:
             keep = np.sort(by_text[~same])
             entry, key, feature = entry[keep], key[keep], feature[keep]
         rank = rank_within(feature)
-        keep = rank < self.size
-        self.entry, self.key = entry[keep], key[keep]
+        best = rank < self.size
+        self.entry, self.key = entry[best], key[best]
         self.bar = np.full(width, NOTHING)
         last = rank == self.size - 1
         self.bar[feature[last]] = key[last]
@@ -270,9 +270,9 @@ class Keeper:
         self.panel_firing = Ragged.empty(feature=np.int32, position=np.uint8, value=np.float32)
         width_tokens = cfg.passage_tokens
         self.passages = Passages(
-            *(np.empty(0, dtype=np.int64) for _ in range(5)),
-            np.empty((0, width_tokens), dtype=np.int32),
-            np.empty((0, width_tokens), dtype=bool),
+            **{name: np.empty(0, dtype=np.int64) for name in ("id", "document", "start", "split", "length")},
+            tokens=np.empty((0, width_tokens), dtype=np.int32),
+            usable=np.empty((0, width_tokens), dtype=bool),
         )
         self._waiting: list[tuple[Pool, list[tuple[I64, U64]]]] = []
         self._waiting_panel: list[tuple[I64, U64, I64, Ragged]] = []
@@ -366,7 +366,13 @@ class Keeper:
         self._n_waiting += len(chosen)
 
     def _offer_panel(
-        self, ids: I64, batch: Batch, feature: I64, passage: I64, position: NDArray[np.uint8], value: NDArray[np.float32]
+        self,
+        ids: I64,
+        batch: Batch,
+        feature: I64,
+        passage: I64,
+        position: NDArray[np.uint8],
+        value: NDArray[np.float32],
     ) -> None:
         key = mix(ids.astype(np.uint64) ^ salted(self.seed, 2))
         chosen = np.flatnonzero((key < self.panel_bar[batch.split]) & (batch.lengths > 0))
@@ -411,7 +417,7 @@ class Keeper:
 
     def _settle_panel(self) -> None:
         parts = [(self.panel_id, self.panel_key, self.panel_split, self.panel_firing), *self._waiting_panel]
-        ids, key, split = (np.concatenate([part[i] for part in parts]) for i in range(3))  # type: ignore[arg-type]
+        ids, key, split = (np.concatenate([part[i] for part in parts]) for i in range(3))
         order = sort_by_group_and_key(split, key)
         order = order[rank_within(split[order]) < np.array(self.panel_sizes)[split[order]]]
         self.panel_id, self.panel_key, self.panel_split = ids[order], key[order], split[order]
@@ -469,8 +475,8 @@ class Keeper:
         for name in _ARRAYS:
             setattr(self, name, saved[name])
         self.n_masked, self._last_seen = int(saved["n_masked"]), int(saved["last_seen"])
-        columns = [saved[f"pool.{n}"] for n in ("feature", "passage", "text", "peak")]
-        self.pool = Pool(*columns, _unpack("pool.firing", saved))
+        columns = {n: saved[f"pool.{n}"] for n in ("feature", "passage", "text", "peak")}
+        self.pool = Pool(**columns, firing=_unpack("pool.firing", saved))
         self.panel_firing = _unpack("panel.firing", saved)
         self.passages = Passages(*(saved[f"passages.{n}"] for n in Passages.COLUMNS))
         for i, shelf in enumerate(self.shelves):

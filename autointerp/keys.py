@@ -29,7 +29,9 @@ class Keys:
         """The run row: these ids beside the settings that they came from."""
         text = settings.model_dump_json()
         return Run(
-            run_id=fingerprint([text, __version__, self.collection_id, self.explainers, self.simulator_id, self.scorer_id]),
+            run_id=fingerprint(
+                [text, __version__, self.collection_id, self.explainers, self.simulator_id, self.scorer_id]
+            ),
             name=settings.run.name,
             settings=text,
             code_version=__version__,

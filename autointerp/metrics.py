@@ -71,7 +71,11 @@ class Interval(NamedTuple):
 
 
 def r_rank(
-    per_passage: Moments, stratum: NDArray[np.int64], document: NDArray[np.int64], draws: int, random: np.random.Generator
+    per_passage: Moments,
+    stratum: NDArray[np.int64],
+    document: NDArray[np.int64],
+    draws: int,
+    random: np.random.Generator,
 ) -> Interval:
     """Pearson over all tokens of A + B + C, unweighted, with a document-bootstrap interval.
 

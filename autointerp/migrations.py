@@ -63,8 +63,9 @@ STEPS: tuple[tuple[str, str], ...] = (
             CHECK ((status = 'ok') = (label IS NOT NULL)), CHECK ((status = 'ok') = (reason IS NULL))
         );
         CREATE TABLE draw (
-            explanation_id VARCHAR NOT NULL, scorer_id VARCHAR NOT NULL, split split NOT NULL, passage_id BIGINT NOT NULL,
-            stratum stratum NOT NULL, kind VARCHAR NOT NULL, population DOUBLE NOT NULL, weight DOUBLE NOT NULL
+            explanation_id VARCHAR NOT NULL, scorer_id VARCHAR NOT NULL, split split NOT NULL,
+            passage_id BIGINT NOT NULL, stratum stratum NOT NULL, kind VARCHAR NOT NULL, population DOUBLE NOT NULL,
+            weight DOUBLE NOT NULL
         );
         CREATE TABLE simulation (
             explanation_id VARCHAR NOT NULL, simulator_id VARCHAR NOT NULL, split split NOT NULL,
@@ -80,8 +81,9 @@ STEPS: tuple[tuple[str, str], ...] = (
             CHECK ((status = 'ok') = (reason IS NULL))
         );
         CREATE TABLE call (
-            call_id VARCHAR NOT NULL, provider VARCHAR NOT NULL, model VARCHAR NOT NULL, model_answered VARCHAR NOT NULL,
-            purpose VARCHAR NOT NULL, draw INTEGER NOT NULL, request VARCHAR NOT NULL, reply VARCHAR NOT NULL,
+            call_id VARCHAR NOT NULL, provider VARCHAR NOT NULL, model VARCHAR NOT NULL,
+            model_answered VARCHAR NOT NULL, purpose VARCHAR NOT NULL, draw INTEGER NOT NULL, request VARCHAR NOT NULL,
+            reply VARCHAR NOT NULL,
             input_tokens INTEGER NOT NULL, cached_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL,
             usd DOUBLE NOT NULL, ms DOUBLE NOT NULL, tries INTEGER NOT NULL, asked_at TIMESTAMP NOT NULL DEFAULT now()
         );

@@ -7,6 +7,7 @@ most `max_words` of them; which one is best is decided on the select split, like
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ class Stats(NamedTuple):
 
     key: str
     mass: float  # summed activation on it
-    count: float  # occurrences
+    occurrences: float
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Miner:
         for passage in passages.tolist():
             found = [word.text.lower() for word in self._passage(passage)]
             singles.update(found)
-            pairs.update(zip(found, found[1:], strict=False))
+            pairs.update(pairwise(found))
         return Vocabulary(singles, pairs, sum(singles.values()))
 
     def propose(self, feature: int, wanted: int) -> list[str]:
@@ -110,7 +111,7 @@ class Miner:
         for hit in hits:
             mass[hit.word] += hit.value * scale
         found = [Stats(k, m, max(self.background.words.get(k, 0), 1)) for k, m in mass.items()]
-        return sorted(found, key=lambda s: (-s.mass / np.sqrt(s.count), s.key))
+        return sorted(found, key=lambda s: (-s.mass / np.sqrt(s.occurrences), s.key))
 
     def _pairs(self, hits: "list[_Hit]", step: int, scale: float) -> list[str]:
         """Two-word phrases around the firing word that carry the most activation for how common they are."""
@@ -126,7 +127,7 @@ class Miner:
         return [" ".join(pair) for pair in ranked]
 
     def _topic(self, hits: "list[_Hit]") -> list[str]:
-        """Words that stand near firing words far more often than elsewhere (log-likelihood ratio, activation-weighted)."""
+        """Words that stand near firing words far more often than elsewhere (log-likelihood ratio)."""
         near: Counter[str] = Counter()
         for hit in hits:
             window = hit.words[max(hit.place - CONTEXT_WORDS, 0) : hit.place + CONTEXT_WORDS + 1]
@@ -164,7 +165,7 @@ def best_prefix(ranked: list[Stats], total: float) -> int:
     mean = sum(s.mass for s in ranked) / total if total else 0.0
     best, best_n, mass, count = -np.inf, 1, 0.0, 0.0
     for n, stats in enumerate(ranked[:MAX_LISTED], start=1):
-        mass, count = mass + stats.mass, count + stats.count
+        mass, count = mass + stats.mass, count + stats.occurrences
         p = min(count / total, 1 - 1e-9) if total else 0.5
         r = (mass / total - mean * p) / np.sqrt(p * (1 - p))
         if r > best:
@@ -173,7 +174,7 @@ def best_prefix(ranked: list[Stats], total: float) -> int:
 
 
 def _word_of_token(found: list[Word]) -> dict[int, int]:
-    """Token position -> index of the word it belongs to; a token on two words belongs to the later one that it begins."""
+    """Token position -> index of the word it belongs to; a token on two words belongs to the first."""
     places: dict[int, int] = {}
     for place, word in enumerate(found):
         for token in range(word.first, word.last):

@@ -112,6 +112,17 @@ class Pipeline:
         """Stage 4 on one split."""
         return self._log(score.run(self.grading, split))  # type: ignore[arg-type]
 
+    def simulate_all(self) -> None:
+        """Both splits; the candidates are ranked between them."""
+        self.simulate("select")
+        self.score("select")
+        self.simulate("score")
+
+    def score_all(self) -> None:
+        """Whatever has been simulated on either split."""
+        self.score("select")
+        self.score("score")
+
     def all(self) -> None:
         """Every stage that writes."""
         self.collect()
@@ -124,8 +135,8 @@ class Pipeline:
         """Say how a stage ended, keep it in the store, and let readers see what it wrote."""
         self.say(tally.line())
         if tally.worked:
-            self.store.add([
-                Stage(self.asked.run_id, tally.stage, tally.seconds, tally.tokens, tally.ok, json.dumps(tally.failed), peak_memory_mb())
-            ])  # fmt: skip
+            failed = json.dumps(tally.failed)
+            row = Stage(self.asked.run_id, tally.stage, tally.seconds, tally.tokens, tally.ok, failed, peak_memory_mb())
+            self.store.add([row])
             self.store.publish()
         return tally

@@ -69,7 +69,9 @@ def select(text: str, found: Population, seed: int, dictionary: str) -> list[int
         chosen = np.array([feature_index(w, dictionary, len(found.dead)) for w in words if w], dtype=np.int64)
     if not len(chosen):
         counts = ", ".join(f"{n} {kind}" for kind, n in found.counts.items())
-        raise FeatureError(f"features.select = {text!r} selects no feature ({counts}); lower features.min_passages or read more text")
+        raise FeatureError(
+            f"features.select = {text!r} selects no feature ({counts}); lower features.min_passages or read more text"
+        )
     return sorted({int(i) for i in chosen})
 
 

@@ -21,6 +21,7 @@ from autointerp.errors import StoreError
 from autointerp.population import Population, population
 from autointerp.rows import Run, Score
 from autointerp.store import Store
+from autointerp.text import printable
 
 BOOTSTRAP = 2000  # draws behind the interval of a mean over features
 
@@ -81,7 +82,11 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
     labels = []
     for feature in run.features or []:
         explanation = chosen.get(feature)
-        by_metric = {m: scores.get((explanation.explanation_id, m)) for m in ("r_rank", "r_tok", "lift", "null")} if explanation else {}
+        by_metric = (
+            {m: scores.get((explanation.explanation_id, m)) for m in ("r_rank", "r_tok", "lift", "null")}
+            if explanation
+            else {}
+        )
         rank = by_metric.get("r_rank")
 
         def value(metric: str, of: dict[str, Score | None] = by_metric) -> float | None:
@@ -136,14 +141,21 @@ def _by_explainer(store: Store, run: Run, eligible: set[int]) -> dict[str, dict[
     for e in store.explanations(run.collection_id, run.explainer_ids, run.features or []):
         methods.add(e.method)
         if e.status == "ok" and e.feature in eligible:
-            candidate = (select.get(e.explanation_id) if select.get(e.explanation_id) is not None else -2.0, e.explanation_id)
+            candidate = (
+                select.get(e.explanation_id) if select.get(e.explanation_id) is not None else -2.0,
+                e.explanation_id,
+            )
             kept = best.setdefault(e.method, {})
             if e.feature not in kept or candidate > kept[e.feature]:
                 kept[e.feature] = candidate  # type: ignore[assignment]
     result: dict[str, dict[str, float | int | None]] = {}
     for method in sorted(methods):
         values = [score.get(key) or 0.0 for _, key in best.get(method, {}).values()]
-        result[method] = {"mean": sum(values) / len(eligible) if eligible else None, "n": len(eligible), "labelled": len(values)}
+        result[method] = {
+            "mean": sum(values) / len(eligible) if eligible else None,
+            "n": len(eligible),
+            "labelled": len(values),
+        }
     return result
 
 
@@ -186,7 +198,9 @@ def as_json(reading: Reading) -> dict[str, Any]:
 
 def to_terminal(reading: Reading, console: Console, limit: int | None = None) -> None:
     """Print the table of labels, best first, and the figures of the whole."""
-    labels = sorted(reading.labels, key=lambda label: (-(label.r_rank if label.r_rank is not None else -2), label.feature))
+    labels = sorted(
+        reading.labels, key=lambda label: (-(label.r_rank if label.r_rank is not None else -2), label.feature)
+    )
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("feature", justify="right", style="cyan")
     table.add_column("label", ratio=1, overflow="fold")
@@ -195,9 +209,10 @@ def to_terminal(reading: Reading, console: Console, limit: int | None = None) ->
         table.add_column(name, justify="right")
     for label in labels[:limit]:
         table.add_row(
-            str(label.feature), Text(label.label or f"({label.reason})", style="" if label.label else "dim"), label.method or "",
-            _grade(label.r_rank), _ends(label.r_rank_lo, label.r_rank_hi), number(label.r_tok), number(label.lift, "+.2f"),
-            number(label.null), f"{label.density:.1e}",
+            str(label.feature),
+            Text(printable(label.label) if label.label else f"({label.reason})", style="" if label.label else "dim"),
+            label.method or "", _grade(label.r_rank), _ends(label.r_rank_lo, label.r_rank_hi), number(label.r_tok),
+            number(label.lift, "+.2f"), number(label.null), f"{label.density:.1e}",
         )  # fmt: skip
     parts: list[Any] = [table]
     if limit is not None and len(labels) > limit:
@@ -214,14 +229,15 @@ def headline(reading: Reading) -> list[str]:
     return [
         f"{c['dictionary']} at {c['hookpoint']} of {c['subject']}",
         f"{sum(c['n_tokens']):,} tokens of {sum(c['n_documents']):,} documents; {kinds['live']:,} live features: "
-        f"{kinds['eligible']:,} eligible, {kinds['dense']:,} dense, {kinds['too_rare']:,} too rare; {kinds['dead']:,} dead",
-        f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], median {number(rank['median'])}, "
-        f"n = {rank['n']} (lost: {lost})",
+        f"{kinds['eligible']:,} eligible, {kinds['dense']:,} dense, "
+        f"{kinds['too_rare']:,} too rare; {kinds['dead']:,} dead",
+        f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], "
+        f"median {number(rank['median'])}, n = {rank['n']} (lost: {lost})",
         f"r_tok   mean {number(s['r_tok']['mean'])}, n = {s['r_tok']['n']} (token look-up table, same passages); "
         f"{s['beats_lookup']} of {rank['n']} labels beat it",
         f"null    mean {number(s['null']['mean'])}, n = {s['null']['n']} (labels of other features)",
         *(
-            [f"by      " + ", ".join(f"{m} {number(v['mean'])} (n = {v['n']})" for m, v in s["by_explainer"].items())]
+            ["by      " + ", ".join(f"{m} {number(v['mean'])} (n = {v['n']})" for m, v in s["by_explainer"].items())]
             if len(s["by_explainer"]) > 1
             else []
         ),

@@ -189,7 +189,9 @@ class Draw(Row):
     passage_id: Annotated[int, "the passage"]
     stratum: Annotated[Stratum, "A fires; B silent hard negative; C other silent"]
     kind: Annotated[str, "cell within the stratum: fires, claimed, token, silent, or rival (B of another candidate)"]
-    population: Annotated[float, "passages of the split that the cell stands for; 0 for rival, which is for ranking only"]
+    population: Annotated[
+        float, "passages of the split that the cell stands for; 0 for rival, which is for ranking only"
+    ]
     weight: Annotated[float, "population over passages drawn from the cell"]
 
 
@@ -251,5 +253,6 @@ class Call(Row):
 
 
 TABLES: tuple[type[Row], ...] = (
-    Run, Stage, Collection, Document, Passage, Token, Feature, Excerpt, Panel, Explanation, Draw, Simulation, Score, Call,
+    Run, Stage, Collection, Document, Passage, Token, Feature, Excerpt, Panel,
+    Explanation, Draw, Simulation, Score, Call,
 )  # fmt: skip

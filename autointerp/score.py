@@ -50,7 +50,9 @@ def run(grading: Grading, split: Split) -> Tally:
         for metric in ("r_rank", *(ON_CHOSEN if label.explanation_id in best else ()))
     }
     done = store.scored(list(wanted))
-    simulated = store.simulated(list({label.explanation_id for label, _ in wanted.values()}), grading.run.simulator_id, split)
+    simulated = store.simulated(
+        list({label.explanation_id for label, _ in wanted.values()}), grading.run.simulator_id, split
+    )
     pending: dict[str, tuple[Explanation, list[str]]] = {}
     for key, (label, metric) in wanted.items():
         if key not in done and label.explanation_id in simulated:  # a feature's simulations are there all or none
@@ -87,7 +89,8 @@ def _score_label(
     """The rows of one label on one split; on score, the chosen label's baselines beside it."""
     found = scoring_set(
         grading, label.feature, split,
-        np.array([d.passage_id for d in draws], dtype=np.int64), np.array([STRATA[d.stratum] for d in draws], dtype=np.int64),
+        np.array([d.passage_id for d in draws], dtype=np.int64),
+        np.array([STRATA[d.stratum] for d in draws], dtype=np.int64),
     )  # fmt: skip
     predicted, missing = _simulated(grading, label, split, found)
     note = _Notes(grading, label, split)
@@ -140,10 +143,13 @@ def scoring_set(
     width = grading.settings.collect.passage_tokens
     tokens, usable = grading.texts.grid(passages, width)
     actual = np.zeros(tokens.shape)
-    sample = grading.store.excerpts(grading.run.collection_id, feature, split, "sample")
-    fill(actual, passages, sample.firing)
+    fill(actual, passages, grading.sample(feature, split).firing)
     documents = [grading.texts.row(int(p)).document_id for p in passages]
-    document = np.unique(np.array(documents, dtype="U16"), return_inverse=True)[1] if documents else np.empty(0, dtype=np.int64)
+    document = (
+        np.unique(np.array(documents, dtype="U16"), return_inverse=True)[1]
+        if documents
+        else np.empty(0, dtype=np.int64)
+    )
     row, position = np.nonzero(usable)
     return ScoringSet(passages, stratum, document, row, position, tokens[row, position], actual[row, position])
 
@@ -179,7 +185,9 @@ def grade(grading: Grading, found: ScoringSet, predicted: NDArray[np.float64], d
     if not draws:
         return metrics.Interval(metrics.correlation(found.actual, predicted), None, None)
     # The generator is made of (seed, the set itself), so the order of work cannot matter.
-    key = int(mix(np.array([found.passages.sum()], dtype=np.int64).view(np.uint64) ^ salted(grading.settings.run.seed, 4))[0])
+    key = int(
+        mix(np.array([found.passages.sum()], dtype=np.int64).view(np.uint64) ^ salted(grading.settings.run.seed, 4))[0]
+    )
     return metrics.r_rank(moments, found.stratum, found.document, draws, np.random.default_rng(key))
 
 

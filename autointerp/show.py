@@ -1,1 +1,358 @@
-"""One feature, looked up."""
+"""One feature, looked up: its label and rivals with grades, and contexts with true and predicted activations."""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autointerp.evidence import Texts
+from autointerp.export import printable
+from autointerp.population import feature_index
+from autointerp.report import Label, Reading, number
+from autointerp.rows import Explanation, Score, Split
+from autointerp.store import Sparse, Store
+
+KINDS = {
+    "top": "strongest passages of the explain split",
+    "sample": "a sample of firing passages of the score split (stratum A)",
+    "B": "hard negatives of the score split: silent, though the label may claim them (stratum B)",
+    "C": "other silent passages of the score split (stratum C)",
+}
+BEFORE, AFTER = 20, 12  # tokens shown around the peak in the terminal; JSON has the whole passage
+
+
+@dataclass(frozen=True)
+class Context:
+    """A passage with the feature's activation at every token, and what the chosen label predicts there."""
+
+    kind: str  # a key of KINDS
+    cell: str | None  # why it is in the scoring set: fires, claimed, token, silent, rival; None where it is not
+    passage_id: int
+    document_id: str
+    source: str
+    start: int  # index of the first token within the document
+    strings: list[str]  # together they are the text
+    activations: list[float]  # per token; 0 where the feature is silent
+    predicted: list[float] | None  # per token, in the simulator's unit; None where nothing was predicted
+    reason: str | None  # why nothing was predicted, where that was tried
+    masked: list[int]  # positions that do not count
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One candidate label with its grades on both splits, or why there is none."""
+
+    explanation_id: str
+    method: str
+    model: str | None
+    chosen: bool
+    label: str | None
+    status: str
+    reason: str | None
+    select_r_rank: float | None
+    r_rank: float | None
+    r_rank_lo: float | None
+    r_rank_hi: float | None
+    n_passages: int
+    score_reason: str | None  # why there is no r_rank on score; only the chosen is graded when simulators are paid
+
+
+@dataclass(frozen=True)
+class Found:
+    """Everything that readers show of a feature."""
+
+    feature: int
+    feature_id: str
+    kind: str  # eligible, dense, too_rare, dead
+    density: float  # share of tokens on which it fires
+    label: str  # the chosen label, 'not selected', or the reason in brackets
+    chosen: Label | None  # None for a feature outside the run's selection
+    counters: dict[str, dict[str, float]]  # split -> tokens, passages, documents, mean, max
+    histogram: list[int]  # firing tokens per half-octave of activation, from 2^-8
+    max_activation: float  # over all splits
+    max_predicted: float  # over the score split under the chosen label
+    top_tokens: list[str]  # heaviest first
+    candidates: list[Candidate]  # the chosen one first
+    contexts: dict[str, list[Context]]  # by key of KINDS
+
+
+class Library:
+    """What looking up many features shares, read once."""
+
+    def __init__(self, reading: Reading, store: Store) -> None:
+        self.reading, self.store = reading, store
+        self.collection_id = reading.run.collection_id
+        self.texts = Texts(store, self.collection_id)
+        self.labels = {label.feature: label for label in reading.labels}
+
+    @cached_property
+    def _counters(self) -> dict[str, NDArray[Any]]:
+        return self.store.features(self.collection_id)
+
+    @cached_property
+    def _sources(self) -> dict[str, str]:
+        return self.store.document_sources(self.collection_id)
+
+    @cached_property
+    def _explanations(self) -> dict[int, list[Explanation]]:
+        run = self.reading.run
+        found: dict[int, list[Explanation]] = {}
+        for row in self.store.explanations(self.collection_id, run.explainer_ids, run.features or []):
+            found.setdefault(row.feature, []).append(row)
+        return found
+
+    @cached_property
+    def _ranks(self) -> dict[tuple[str, str], Score]:
+        """(explanation, split) -> its r_rank."""
+        splits: tuple[Split, ...] = ("select", "score")
+        return {
+            (score.explanation_id, split): score
+            for split in splits for score in self.store.scores(self.reading.run, split) if score.metric == "r_rank"
+        }  # fmt: skip
+
+    def look_up(self, feature: str, contexts: int) -> Found:
+        """The feature with at most so many contexts of each kind. Raises FeatureError for an unknown id."""
+        row = self.reading.collection
+        index = feature_index(feature, row["dictionary"], row["width"])
+        label = self.labels.get(index)
+        predicted = self._predictions(label)
+        top = [self.texts.pieces.get(t, b"").decode("utf-8", "replace")
+               for t in self.store.top_tokens(self.collection_id, index)]  # fmt: skip
+        return Found(
+            feature=index, feature_id=f"{row['dictionary']}/{index}", kind=self.reading.population.kind(index),
+            density=float(self.reading.population.density[index]), label=_label_text(label), chosen=label,
+            counters=self._by_split(index), histogram=self.store.histogram(self.collection_id, index),
+            max_activation=float(self._counters["max"][:, index].max()), max_predicted=predicted.largest,
+            top_tokens=top, candidates=self._candidates(index, label),
+            contexts=self._contexts(index, label, predicted, contexts),
+        )  # fmt: skip
+
+    def _by_split(self, feature: int) -> dict[str, dict[str, float]]:
+        c, result = self._counters, {}
+        for i, split in enumerate(("explain", "select", "score")):
+            tokens = int(c["n_tokens"][i, feature])
+            result[split] = {
+                "tokens": tokens, "passages": int(c["n_passages"][i, feature]),
+                "documents": int(c["n_documents"][i, feature]),
+                "mean": float(c["sum"][i, feature]) / tokens if tokens else 0.0, "max": float(c["max"][i, feature]),
+            }  # fmt: skip
+        return result
+
+    def _candidates(self, feature: int, label: Label | None) -> list[Candidate]:
+        found = []
+        for e in self._explanations.get(feature, []):
+            select, score = (self._ranks.get((e.explanation_id, split)) for split in ("select", "score"))
+            found.append(Candidate(
+                e.explanation_id, e.method, e.model, label is not None and label.explanation_id == e.explanation_id,
+                e.label, e.status, e.reason, select.value if select else None, score.value if score else None,
+                score.lo if score else None, score.hi if score else None, score.n if score else 0,
+                score.reason if score else "not_scored" if e.status == "ok" else None,
+            ))  # fmt: skip
+        return sorted(found, key=lambda c: (not c.chosen, -(c.select_r_rank if c.select_r_rank is not None else -2)))
+
+    def _predictions(self, label: Label | None) -> "_Predictions":
+        if label is None or label.explanation_id is None:
+            return _Predictions({}, {}, {})
+        run, key = self.reading.run, label.explanation_id
+        sparse, failed = self.store.simulations(key, run.simulator_id, "score")
+        cells = {
+            d.passage_id: (d.stratum, d.kind) for d in self.store.drawn([key], run.scorer_id, "score").get(key, [])
+        }
+        return _Predictions(_by_passage(sparse), failed, cells)
+
+    def _contexts(
+        self, feature: int, label: Label | None, predicted: "_Predictions", limit: int
+    ) -> dict[str, list[Context]]:
+        top = _by_passage(self.store.excerpts(self.collection_id, feature, "explain", "top").firing)
+        sample = _by_passage(self.store.excerpts(self.collection_id, feature, "score", "sample").firing)
+        # Passages that were graded come first: beside them the prediction can be seen.
+        order = sorted(sample, key=lambda passage: predicted.cells.get(passage, ("", ""))[0] != "A")
+        chosen: dict[str, list[int]] = {"top": list(top)[:limit], "sample": order[:limit]}
+        for stratum in ("B", "C"):
+            ids = [p for p, (s, cell) in predicted.cells.items() if s == stratum and cell != "rival"]
+            # The negatives that the label claims most are the ones to learn from.
+            chosen[stratum] = sorted(ids, key=lambda p: (-predicted.peak(p), p))[:limit]
+        self.texts.fetch(np.array([p for ids in chosen.values() for p in ids], dtype=np.int64))
+        true = {"top": top, "sample": sample}
+        return {
+            kind: [self._context(kind, passage, true.get(kind, {}).get(passage), predicted) for passage in ids]
+            for kind, ids in chosen.items()
+        }
+
+    def _context(self, kind: str, passage: int, true: "_Spikes | None", predicted: "_Predictions") -> Context:
+        row, strings = self.texts.row(passage), self.texts.strings(passage)
+        guess = predicted.by_passage.get(passage)
+        return Context(
+            kind=kind, cell=predicted.cells[passage][1] if passage in predicted.cells else None, passage_id=passage,
+            document_id=row.document_id, source=self._sources.get(row.document_id, ""), start=row.start,
+            strings=strings, activations=_dense(true, len(strings)),
+            predicted=_dense(guess, len(strings)) if guess is not None else None,
+            reason=predicted.failed.get(passage), masked=list(row.masked),
+        )  # fmt: skip
+
+
+_Spikes = tuple[list[int], list[float]]  # positions, values
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """What the chosen label predicts on the score split, and the cell of each passage in its scoring set."""
+
+    by_passage: dict[int, _Spikes]
+    failed: dict[int, str]
+    cells: dict[int, tuple[str, str]]  # passage -> stratum, cell
+
+    @property
+    def largest(self) -> float:
+        return max((max(values, default=0.0) for _, values in self.by_passage.values()), default=0.0)
+
+    def peak(self, passage: int) -> float:
+        return max(self.by_passage.get(passage, ([], []))[1], default=0.0)
+
+
+def look_up(reading: Reading, store: Store, feature: str, contexts: int) -> Found:
+    """A feature given as `17` or `dictionary/17`, with at most so many contexts of each kind.
+
+    A feature outside the run's selection has contexts and counters but no label. Raises FeatureError for an unknown id.
+    """
+    return Library(reading, store).look_up(feature, contexts)
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    """Everything about the feature as plain dicts and lists; passages are whole."""
+    return asdict(found)
+
+
+def _label_text(label: Label | None) -> str:
+    if label is None:
+        return "not selected"
+    return label.label if label.label is not None else f"({label.reason})"
+
+
+def _by_passage(sparse: Sparse) -> dict[int, _Spikes]:
+    """Passage id -> positions and values, in the order of the rows."""
+    ends = sparse.offsets.tolist()
+    return {
+        passage: (sparse.positions[a:b].tolist(), sparse.values[a:b].tolist())
+        for passage, a, b in zip(sparse.passage.tolist(), ends, ends[1:], strict=False)
+    }
+
+
+def _dense(spikes: _Spikes | None, n: int) -> list[float]:
+    values = [0.0] * n
+    for position, value in zip(*spikes, strict=True) if spikes else ():
+        values[position] = value
+    return values
+
+
+def visible(text: str) -> str:
+    """Text in which nothing acts: line ends and tabs as signs, control and direction characters spelled out."""
+    return printable(text.replace("\r\n", "↵").replace("\n", "↵").replace("\t", "⇥"))
+
+
+def window(context: Context, before: int, after: int) -> range:
+    """Positions around the strongest activation, or around the strongest prediction where the feature is silent."""
+    values = context.activations if any(context.activations) else context.predicted or context.activations
+    peak = int(np.argmax(values)) if values else 0
+    return range(max(0, peak - before), min(len(values), peak + after + 1))
+
+
+# -- terminal ----------------------------------------------------------------------------------------------------------
+
+
+def to_terminal(found: Found, console: Console) -> None:
+    """Print label, grades, rivals, counters and contexts, in this order."""
+    console.print(Text(visible(found.label), style="bold"))
+    console.print(Text(
+        f"{found.feature_id}  {found.kind.replace('_', ' ')}, fires on {found.density:.2%} of tokens", style="dim"
+    ))  # fmt: skip
+    if found.chosen is not None:
+        console.print(_grades(found.chosen))
+    if found.candidates:
+        console.print(_rivals(found.candidates))
+    _print_counters(found, console)
+    for kind, contexts in found.contexts.items():
+        if contexts:
+            console.print()
+            console.print(Text(f"{kind}: {KINDS[kind]}", style="bold cyan"))
+        for context in contexts:
+            console.print(_passage(context, found, console.color_system is not None))
+
+
+def _grades(label: Label) -> Text:
+    if label.r_rank is None:
+        return Text(f"no grade: {label.reason}", style="yellow")
+    ends = f" [{number(label.r_rank_lo)}, {number(label.r_rank_hi)}]" if label.r_rank_lo is not None else ""
+    return Text.assemble(
+        "r_rank ", (f"{label.r_rank:.2f}", "bold"), f"{ends} on {label.n_passages} passages   ",
+        f"r_tok {number(label.r_tok)}   lift {number(label.lift, '+.2f')}   null {number(label.null)}",
+    )  # fmt: skip
+
+
+def _rivals(candidates: list[Candidate]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("", "by", "select", "score"):
+        table.add_column(name, justify="right" if name in ("select", "score") else "left", no_wrap=True)
+    table.add_column("candidate", ratio=1, overflow="fold")
+    for c in candidates:
+        text = visible(c.label) if c.label is not None else f"({c.status}: {visible(c.reason or '')})"
+        table.add_row(
+            "→" if c.chosen else "", Text(c.method, style="dim"), number(c.select_r_rank), number(c.r_rank),
+            Text(text, style="" if c.label is not None else "dim"),
+        )  # fmt: skip
+    return table
+
+
+def _print_counters(found: Found, console: Console) -> None:
+    parts = [
+        f"{split} {int(c['tokens']):,} tokens / {int(c['passages']):,} passages / {int(c['documents']):,} documents"
+        for split, c in found.counters.items()
+    ]
+    console.print(Text("fires on  " + ";  ".join(parts), style="dim"))
+    if any(found.histogram):
+        first = next(i for i, n in enumerate(found.histogram) if n)
+        last = max(i for i, n in enumerate(found.histogram) if n)
+        bars = _bars(found.histogram[first : last + 1])
+        ends = f"{2 ** (first / 2 - 8):.2g} .. {2 ** (last / 2 - 7.5):.2g}, max {found.max_activation:.2f}"
+        console.print(Text(f"strength  {bars}  {ends} (log2)", style="dim"))
+    if found.top_tokens:
+        console.print(Text("tokens    " + "  ".join(visible(t).strip() or "␣" for t in found.top_tokens), style="dim"))
+
+
+def _bars(counts: Iterable[int]) -> str:
+    """A histogram of block characters."""
+    values = list(counts)
+    return "".join(" ▁▂▃▄▅▆▇█"[0 if not n else max(1, round(8 * n / max(values)))] for n in values)
+
+
+def _passage(context: Context, found: Found, coloured: bool) -> Text:
+    """One context: strength as background, predictions underlined; without colours, firing tokens in guillemets."""
+    shown = window(context, BEFORE, AFTER)
+    line = Text(f"{max(context.activations, default=0.0):7.2f}  ", style="dim", overflow="fold")
+    line.append("…" if shown.start > 0 else "")
+    for i in shown:
+        value, text = context.activations[i], visible(context.strings[i])
+        guess = (context.predicted[i] if context.predicted else 0.0) / (found.max_predicted or 1.0)
+        style = _heat(value / (found.max_activation or 1.0)) + (" underline" if guess >= 0.25 else "")
+        line.append(text if coloured or not value else f"«{text}»", style=style if style.strip() else "not dim")
+    line.append("…" if shown.stop < len(context.strings) else "")
+    note = context.cell if context.kind in ("B", "C") else None
+    line.append(
+        "  " + visible(" · ".join(part for part in (note, context.reason, context.source) if part)), style="dim"
+    )
+    return line
+
+
+def _heat(share: float) -> str:
+    """Style for an activation as a share of the largest: amber of rising strength, text dark once it is bright."""
+    if share <= 0:
+        return "not dim "
+    share = 0.15 + 0.85 * min(share, 1.0) ** 0.7
+    red, green, blue = (round(40 + (full - 40) * share) for full in (255, 176, 32))
+    return f"not dim {'black' if share > 0.5 else 'white'} on rgb({red},{green},{blue})"

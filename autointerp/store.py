@@ -75,7 +75,9 @@ class PassageRow(NamedTuple):
 class Store:
     """An open database. Use `Store.create`, `Store.read` or `Store.memory`, and close it (it is a context manager)."""
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, path: Path | None, snapshot_of: Path | None = None) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, path: Path | None, snapshot_of: Path | None = None
+    ) -> None:
         self.db, self.path, self.snapshot_of = connection, path, snapshot_of
 
     # -- opening ---------------------------------------------------------------------------------------------------
@@ -138,7 +140,9 @@ class Store:
             return 0
         known = [name for name, _ in STEPS]
         if applied != known[: len(applied)]:
-            raise StoreError(f"{self.path} has schema {applied[-1]}, newer than this autointerp knows: upgrade autointerp")
+            raise StoreError(
+                f"{self.path} has schema {applied[-1]}, newer than this autointerp knows: upgrade autointerp"
+            )
         return len(applied)
 
     def _migrate(self) -> None:
@@ -146,7 +150,9 @@ class Store:
         if done == len(STEPS):
             return
         with self.transaction():
-            self.db.execute("CREATE TABLE IF NOT EXISTS migration (n INTEGER, name VARCHAR, applied TIMESTAMP DEFAULT now())")
+            self.db.execute(
+                "CREATE TABLE IF NOT EXISTS migration (n INTEGER, name VARCHAR, applied TIMESTAMP DEFAULT now())"
+            )
             for n, (name, sql) in list(enumerate(STEPS))[done:]:
                 self.db.execute(sql)
                 self.db.execute("INSERT INTO migration (n, name) VALUES (?, ?)", [n, name])
@@ -212,7 +218,6 @@ class Store:
             self.db.execute("DELETE FROM run WHERE run_id = ?", [run.run_id])
             self.add([run])
 
-
     # -- reading: runs and collections -----------------------------------------------------------------------------
 
     def latest_run(self) -> Run:
@@ -256,7 +261,9 @@ class Store:
 
     def tokens(self, collection_id: str) -> tuple[dict[int, bytes], dict[int, int]]:
         """Per token id: the bytes it stands for, and its usable occurrences in explain."""
-        rows = self.db.execute("SELECT token_id, piece, n_explain FROM token WHERE collection_id = ?", [collection_id]).fetchall()
+        rows = self.db.execute(
+            "SELECT token_id, piece, n_explain FROM token WHERE collection_id = ?", [collection_id]
+        ).fetchall()
         return {t: p for t, p, _ in rows}, {t: n for t, _, n in rows}
 
     # -- reading: passages -----------------------------------------------------------------------------------------
@@ -298,7 +305,9 @@ class Store:
         )
         if ids is not None:
             self.db.unregister("wanted")
-        columns = (table[name].to_pylist() for name in ("passage_id", "document_id", "split", "start", "tokens", "masked"))
+        columns = (
+            table[name].to_pylist() for name in ("passage_id", "document_id", "split", "start", "tokens", "masked")
+        )
         return {row[0]: PassageRow(*row[1:]) for row in zip(*columns, strict=True)}
 
     def document_sources(self, collection_id: str) -> dict[str, str]:
@@ -308,7 +317,9 @@ class Store:
 
     # -- reading: labels, simulations, scores ----------------------------------------------------------------------
 
-    def explanations(self, collection_id: str, explainer_ids: Sequence[str], features: Sequence[int]) -> list[Explanation]:
+    def explanations(
+        self, collection_id: str, explainer_ids: Sequence[str], features: Sequence[int]
+    ) -> list[Explanation]:
         """Every candidate of these explainers for these features, failures included, by feature and id."""
         found = self._rows(
             "SELECT * FROM explanation WHERE collection_id = ? AND list_contains(?, explainer_id) "
@@ -320,7 +331,8 @@ class Store:
     def explained(self, collection_id: str, explainer_id: str) -> set[int]:
         """Features that this explainer has answered for, well or not."""
         rows = self.db.execute(
-            "SELECT DISTINCT feature FROM explanation WHERE collection_id = ? AND explainer_id = ?", [collection_id, explainer_id]
+            "SELECT DISTINCT feature FROM explanation WHERE collection_id = ? AND explainer_id = ?",
+            [collection_id, explainer_id],
         )
         return {feature for (feature,) in rows.fetchall()}
 
@@ -369,7 +381,10 @@ class Store:
             [explanation_id, simulator_id, split],
         ).fetchall()
         sparse = Sparse(
-            table["passage_id"].to_numpy(), _offsets(table["positions"]), _flat(table["positions"]), _flat(table["predicted"])
+            table["passage_id"].to_numpy(),
+            _offsets(table["positions"]),
+            _flat(table["positions"]),
+            _flat(table["predicted"]),
         )
         return sparse, dict(failed)
 
@@ -381,9 +396,10 @@ class Store:
     def scores(self, run: Run, split: Split) -> list[Score]:
         """Every score of the run's explainers, simulator and design on one split, by feature and metric."""
         found = self._rows(
-            "SELECT s.* FROM score s JOIN explanation e USING (explanation_id) WHERE s.collection_id = ? AND s.split = ? "
-            "AND s.simulator_id = ? AND s.scorer_id = ? AND list_contains(?, e.explainer_id) "
-            "AND list_contains(?, s.feature) ORDER BY s.feature, s.explanation_id, s.metric",
+            "SELECT s.* FROM score s JOIN explanation e USING (explanation_id) "
+            "WHERE s.collection_id = ? AND s.split = ? AND s.simulator_id = ? AND s.scorer_id = ? "
+            "AND list_contains(?, e.explainer_id) AND list_contains(?, s.feature) "
+            "ORDER BY s.feature, s.explanation_id, s.metric",
             [run.collection_id, split, run.simulator_id, run.scorer_id, run.explainer_ids, run.features or []],
         )
         return [Score(**row) for row in found]
@@ -394,7 +410,7 @@ class Store:
         return found[0] if found else None
 
     def call_totals(self, collection_id: str, explainer_ids: Sequence[str]) -> dict[str, float]:
-        """Requests behind these explainers' labels, tokens and dollars; `cached` counts labels served by an earlier call."""
+        """Requests behind these explainers' labels; `cached` counts labels that an earlier call answered."""
         row = self._one(
             "WITH asked AS (SELECT call_id FROM explanation WHERE collection_id = ? AND list_contains(?, explainer_id) "
             "               AND call_id IS NOT NULL) "
@@ -437,13 +453,13 @@ def snapshot_path(path: Path) -> Path:
 
 def row_dict(row: Row) -> dict[str, Any]:
     """A row as a plain dict."""
-    return asdict(row)  # type: ignore[call-overload,no-any-return]
+    return asdict(row)  # type: ignore[call-overload]
 
 
 def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
     try:
         # Data is untrusted: no extension is loaded, and SQL typed by a user reaches no other file.
-        config = {"enable_external_access": "false", "autoload_known_extensions": "false"}
+        config: dict[str, Any] = {"enable_external_access": "false", "autoload_known_extensions": "false"}
         return duckdb.connect(str(path), read_only=read_only, config=config)
     except duckdb.Error as problem:
         text = str(problem)
@@ -474,7 +490,9 @@ def _flat(column: pa.ChunkedArray) -> NDArray[Any]:
 
 def _offsets(column: pa.ChunkedArray) -> NDArray[np.int64]:
     lengths = [np.diff(chunk.offsets.to_numpy()) for chunk in column.chunks]
-    return np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64) if lengths else np.zeros(1, np.int64)
+    return (
+        np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64) if lengths else np.zeros(1, np.int64)
+    )
 
 
 def _quoted(text: str) -> str:

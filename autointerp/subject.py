@@ -32,7 +32,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch
 log = logging.getLogger(__name__)
 
 
-class _DeepEnough(Exception):  # noqa: N818 - a signal, not an error
+class _DeepEnough(Exception):
     """Raised inside the forward pass once every hookpoint has been read; never leaves this module."""
 
 
@@ -86,7 +86,7 @@ def _converted(gguf: Path) -> Path:
             tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             if hasattr(model.config, "quantization_config"):
                 del model.config.quantization_config  # the weights saved below are plain float32
-            model.hf_quantizer = None  # else save_pretrained refuses a model that was read from GGUF
+            model.__dict__["hf_quantizer"] = None  # else save_pretrained refuses a model that was read from GGUF
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)
         with contextlib.suppress(OSError):  # another process may have published the same files first
@@ -172,7 +172,9 @@ class Subject:
                 config = AutoConfig.from_pretrained(resolve_model(cfg.model), trust_remote_code=False)
                 model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[cfg.dtype], trust_remote_code=False)
         except (OSError, ValueError, KeyError) as problem:
-            raise SubjectError(f"subject {cfg.model!r} cannot be loaded: {_first_line(problem)}{_hint(cfg.model)}") from None
+            raise SubjectError(
+                f"subject {cfg.model!r} cannot be loaded: {_first_line(problem)}{_hint(cfg.model)}"
+            ) from None
         return cls(model.eval(), None, cfg.model, torch.device("meta"))  # type: ignore[arg-type]
 
     def width_at(self, hookpoint: str) -> int | None:
@@ -208,12 +210,15 @@ class Subject:
         limit = getattr(self.model.config, "max_position_embeddings", None)
         needed = context_tokens + self.prepend_bos
         if limit is not None and needed > limit:
-            raise SubjectError(f"collect.context_tokens = {context_tokens} exceeds the limit of {self.name}: {limit} positions")
+            raise SubjectError(
+                f"collect.context_tokens = {context_tokens} exceeds the limit of {self.name}: {limit} positions"
+            )
 
     @property
     def vocabulary_size(self) -> int:
         """Rows of the input embedding: one more than the largest token id."""
-        return int(self.model.get_input_embeddings().weight.shape[0])
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
 
     @torch.inference_mode()
     def activations(self, tokens: Tensor, hookpoints: Sequence[str], **extra: Tensor) -> dict[str, Tensor]:
@@ -226,13 +231,15 @@ class Subject:
         """
         tokens = tokens.to(self.device, non_blocking=True)
         if self.prepend_bos:
-            bos = torch.full((len(tokens), 1), int(self.tokenizer.bos_token_id), device=self.device)  # type: ignore[arg-type]
+            bos = torch.full((len(tokens), 1), int(self.tokenizer.bos_token_id), device=self.device)
             tokens = torch.cat([bos, tokens], dim=1)
         caught: dict[str, Tensor] = {}
         handles = []
         try:
             for path in hookpoints:
-                handles.append(self.model.get_submodule(path).register_forward_hook(_catcher(caught, path, len(hookpoints))))
+                handles.append(
+                    self.model.get_submodule(path).register_forward_hook(_catcher(caught, path, len(hookpoints)))
+                )
             with contextlib.suppress(_DeepEnough):
                 self.model(input_ids=tokens, use_cache=False, **extra)
         finally:

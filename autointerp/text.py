@@ -3,7 +3,7 @@
 import codecs
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 def token_strings(token_ids: Iterable[int], pieces: Mapping[int, bytes]) -> list[str]:
@@ -45,3 +45,9 @@ def words(strings: Sequence[str]) -> list[Word]:
             last += 1
         found.append(Word(match.group(), token, last + 1))
     return found
+
+
+def printable(value: Any) -> str:
+    """A value for a terminal: control characters, which could be escape sequences, are shown instead of sent."""
+    text = "" if value is None else str(value)
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -64,7 +64,11 @@ class Dictionary:
         """(x - b_dec) @ W_enc + b_enc for x [position, d_in]; `out` [position, width] is filled where given."""
         if self.apply_b_dec_to_input:
             x = x - self.b_dec
-        hidden = torch.addmm(self.b_enc, x, self.W_enc, out=out) if out is not None else torch.addmm(self.b_enc, x, self.W_enc)
+        hidden = (
+            torch.addmm(self.b_enc, x, self.W_enc, out=out)
+            if out is not None
+            else torch.addmm(self.b_enc, x, self.W_enc)
+        )
         if self.rescale_by_decoder_norm:
             hidden.mul_(torch.linalg.vector_norm(self.W_dec, dim=1))
         return hidden

@@ -95,7 +95,7 @@ def train_dictionary(settings: Settings, recipe: Recipe, folder: Path, progress:
 
 def _all_contexts(settings: Settings, subject: Subject) -> Iterator[Context]:
     collect = settings.collect
-    for document in contexts(settings.corpus, subject.tokenizer, collect.context_tokens, collect.split_salt):  # type: ignore[arg-type]
+    for document in contexts(settings.corpus, subject.tokenizer, collect.context_tokens, collect.split_salt):
         yield from document
 
 
@@ -112,7 +112,13 @@ class ActivationStream:
     """
 
     def __init__(
-        self, settings: Settings, subject: Subject, hookpoint: str, found: list[Context], recipe: Recipe, progress: Progress
+        self,
+        settings: Settings,
+        subject: Subject,
+        hookpoint: str,
+        found: list[Context],
+        recipe: Recipe,
+        progress: Progress,
     ) -> None:
         self.settings, self.subject, self.hookpoint, self.recipe = settings, subject, hookpoint, recipe
         self.random = np.random.default_rng([recipe.seed, 0x7261696E])
@@ -137,7 +143,9 @@ class ActivationStream:
         wanted, held = self.recipe.buffer, 0
         width = self.settings.collect.context_tokens
         fits = sum(len(c.tokens) for c in self.contexts) <= wanted
-        task = self.progress.add_task("activations", total=sum(len(c.tokens) for c in self.contexts) if fits else wanted)
+        task = self.progress.add_task(
+            "activations", total=sum(len(c.tokens) for c in self.contexts) if fits else wanted
+        )
         step = self.settings.subject.batch_contexts
         while held < wanted:
             chunk = self.contexts[self.next_context : self.next_context + step]
@@ -232,7 +240,9 @@ def _save(
 
 
 @torch.inference_mode()
-def measure(dictionary: Dictionary, settings: Settings, subject: Subject, hookpoint: str, found: list[Context]) -> Fitness:
+def measure(
+    dictionary: Dictionary, settings: Settings, subject: Subject, hookpoint: str, found: list[Context]
+) -> Fitness:
     """FVU, L0 and dead share of a dictionary on up to HELD_OUT_TOKENS tokens, spread over the given contexts."""
     dictionary = dictionary.to(subject.device, torch.float32)
     width = settings.collect.context_tokens

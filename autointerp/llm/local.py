@@ -27,7 +27,9 @@ class LocalProvider:
     def ask(self, requests: Sequence[Request]) -> list[Reply]:
         """Replies in the order of the requests; the batch shares one length limit, the largest asked for."""
         started = time.perf_counter()
-        encoded = self.tokenizer([self._prompt(r) for r in requests], return_tensors="pt", padding=True, add_special_tokens=False)
+        encoded = self.tokenizer(
+            [self._prompt(r) for r in requests], return_tensors="pt", padding=True, add_special_tokens=False
+        )
         encoded = encoded.to(self.device)
         with quiet_transformers():
             output: Any = self.model.generate(  # type: ignore[operator]
@@ -39,7 +41,7 @@ class LocalProvider:
         for i in range(len(requests)):
             new = output[i, encoded["input_ids"].shape[1] :]
             n_new = int((new != self.tokenizer.pad_token_id).sum())
-            text = self.tokenizer.decode(new, skip_special_tokens=True)
+            text = str(self.tokenizer.decode(new, skip_special_tokens=True))
             replies.append(Reply(text, self.name, int(encoded["attention_mask"][i].sum()), n_new, ms))
         return replies
 

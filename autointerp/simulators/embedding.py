@@ -73,7 +73,7 @@ class EmbeddingSimulator:
         except (OSError, ValueError) as problem:
             raise ConfigError(f"encoder {cfg.encoder!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
         chosen = pick_device(device)
-        return cls(model.to(chosen).eval(), tokenizer, cfg, chosen, passage_tokens)  # type: ignore[arg-type]
+        return cls(model.to(chosen).eval(), tokenizer, cfg, chosen, passage_tokens)
 
     # -- reading passages ------------------------------------------------------------------------------------------
 
