@@ -144,7 +144,7 @@ class SimulatorSection(Section):
     kind: Literal["embedding", "lookup"] = Field("embedding", description="embedding | lookup")
     encoder: str = Field("all-MiniLM-L6-v2", description="sentence encoder: packaged name or a folder")
     floor_quantile: Share = Field(
-        0.98, description="per-label floor: this quantile of its own values on the explain panel"
+        0.95, description="per-label floor: this quantile of its own values on the explain panel"
     )
 
 

@@ -74,7 +74,7 @@ class Design:
                 feature=feature,
                 firing=sample.passage[: self.size // 2],
                 silent=self.panel.silent(feature),
-                own=np.isin(self.tokens, top).any(axis=1),
+                own=np.asarray(np.isin(self.tokens, top).any(axis=1)),
                 order=np.argsort(key, kind="stable"),
             )
         return self._held

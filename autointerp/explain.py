@@ -89,6 +89,8 @@ class _Asked:
 
     def __init__(self, store: Store, settings: Settings, evidence: ExplainEvidence) -> None:
         self.store, self.cfg, self.evidence = store, settings.explainer, evidence
+        # A small model repeats the answers that the prompt gives as examples.
+        self._examples = [m["content"] for m in prompts.fill(self.cfg.prompt, excerpts="") if m["role"] == "assistant"]
         self.door = Door(store, settings.explainer, settings.subject.device)
 
     def labels(self, features: Sequence[int], collection: str, explainer: str) -> list[list[Explanation]]:
@@ -109,7 +111,7 @@ class _Asked:
                 continue
             call, text = replies[feature]
             try:
-                label = clean_label(text, shown[feature], self.cfg.max_words)
+                label = clean_label(text, [*shown[feature], *self._examples], self.cfg.max_words)
                 rows.append([_row(collection, feature, explainer, "llm", model, 0, label, call=call)])
             except ReplyError as problem:
                 rows.append([_row(collection, feature, explainer, "llm", model, 0, None, problem.reason, call)])
@@ -160,6 +162,7 @@ def marked(strings: Sequence[str], positions: Sequence[int], values: Sequence[fl
 
 
 _REFUSAL = re.compile(r"^(i['’]?m sorry|sorry|i can(not|['’]t)|as an ai|i am unable)", re.IGNORECASE)
+_OF_THE_PROMPT = {"excerpts", "excerpt", "words", "words or idea", "idea", "the excerpts", "marked words"}
 _THINKING = re.compile(r"^(let me|let['’]s|okay,|first,|looking at|to (determine|find)|we need)", re.IGNORECASE)
 _PREFIX = re.compile(
     r"^(the )?(marked )?(words?|phrases?|excerpts?|tokens?)?( that)?"
@@ -168,11 +171,12 @@ _PREFIX = re.compile(
 )
 
 
-def clean_label(reply: str, excerpts: Sequence[str], max_words: int) -> str:
+def clean_label(reply: str, given: Sequence[str], max_words: int) -> str:
     """The label in a model's reply.
 
-    Raises ReplyError with the reason when the reply is no label: empty, refusal, reasoning (leaked), echo (of the
-    excerpts), marks, too_long.
+    given  what the prompt held: its excerpts and its example answers
+    Raises ReplyError with the reason when the reply is no label: empty, refusal, reasoning (leaked), echo (an example
+    answer, or five words and more of an excerpt), marks, too_long.
     """
     lines = [line.strip(" \t-*•\"'“”`") for line in reply.strip().splitlines()]
     line = next((text for text in lines if text), "")
@@ -183,10 +187,13 @@ def clean_label(reply: str, excerpts: Sequence[str], max_words: int) -> str:
         raise ReplyError("refusal")
     if _THINKING.match(line):
         raise ReplyError("reasoning")
+    if line.lower() in _OF_THE_PROMPT:
+        raise ReplyError("echo")
     if "<<" in line or ">>" in line:
         raise ReplyError("marks")
     plain = " ".join(re.findall(r"\w+", line.lower()))
-    if len(plain.split()) > 4 and any(plain in " ".join(re.findall(r"\w+", e.lower())) for e in excerpts):
+    known = [" ".join(re.findall(r"\w+", text.lower())) for text in given]
+    if plain in known or (len(plain.split()) > 4 and any(plain in text for text in known)):
         raise ReplyError("echo")
     if len(line.split()) > max_words:
         raise ReplyError("too_long")

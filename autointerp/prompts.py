@@ -1,7 +1,8 @@
 """Words sent to a model: files in prompts/, filled by name. A hole that is missing or unused is an error.
 
-A prompt file holds one `# system` and one `# user` section. The working folder's prompts/ comes first, so that
-`autointerp init` gives a user files to edit; then the ones that ship with the package.
+A prompt file holds sections headed `# system`, `# user` and `# assistant`, in the order in which they are sent.
+The working folder's prompts/ comes first, so that `autointerp init` gives a user files to edit; then the ones that ship
+with the package.
 """
 
 import hashlib
@@ -44,7 +45,7 @@ def fill(name: str, **holes: str) -> list[dict[str, str]]:
     wanted = {field for _, field, _, _ in string.Formatter().parse(text) if field}
     if wanted != set(holes):
         raise ConfigError(f"prompt {name!r} has holes {sorted(wanted)}, but is filled with {sorted(holes)}")
-    sections = re.split(r"^# (system|user)\s*$", text, flags=re.MULTILINE)
+    sections = re.split(r"^# (system|user|assistant)\s*$", text, flags=re.MULTILINE)
     return [
         {"role": role, "content": body.strip().format(**holes)}
         for role, body in zip(sections[1::2], sections[2::2], strict=True)

@@ -235,6 +235,8 @@ def headline(reading: Reading) -> list[str]:
         f"median {number(rank['median'])}, n = {rank['n']} (lost: {lost})",
         f"r_tok   mean {number(s['r_tok']['mean'])}, n = {s['r_tok']['n']} (token look-up table, same passages); "
         f"{s['beats_lookup']} of {rank['n']} labels beat it",
+        f"quotes  {sum(x.quotes for x in reading.labels)} of {len(reading.labels)} labels quote the feature's own tokens; "
+        f"r_rank of the others: mean {number(s['unquoted']['mean'])}, n = {s['unquoted']['n']}",
         f"null    mean {number(s['null']['mean'])}, n = {s['null']['n']} (labels of other features)",
         *(
             ["by      " + ", ".join(f"{m} {number(v['mean'])} (n = {v['n']})" for m, v in s["by_explainer"].items())]
