@@ -17,11 +17,12 @@ from rich.text import Text
 
 from autointerp import metrics
 from autointerp.config import Settings
+from autointerp.draws import OWN_TOKENS
 from autointerp.errors import StoreError
 from autointerp.population import Population, population
 from autointerp.rows import Run, Score
 from autointerp.store import Store
-from autointerp.text import printable
+from autointerp.text import printable, words
 
 BOOTSTRAP = 2000  # draws behind the interval of a mean over features
 
@@ -44,6 +45,7 @@ class Label:
     lift: float | None
     null: float | None
     n_passages: int  # passages that r_rank was computed on
+    quotes: bool  # the label holds one of the feature's heaviest tokens word for word
     reason: str | None
     explanation_id: str | None
 
@@ -79,6 +81,7 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
         e.feature: e.reason for e in store.explanations(run.collection_id, run.explainer_ids, run.features or [])
         if e.status != "ok"
     }  # fmt: skip
+    pieces, _ = store.tokens(run.collection_id)
     labels = []
     for feature in run.features or []:
         explanation = chosen.get(feature)
@@ -93,6 +96,8 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
             found_score = of.get(metric)
             return found_score.value if found_score else None
 
+        top = store.top_tokens(run.collection_id, feature)[:OWN_TOKENS]
+        own = {pieces[t].decode("utf-8", "replace").strip().lower() for t in top}
         reason = failed.get(feature, "not_explained") if explanation is None else rank.reason if rank else "not_scored"
         labels.append(Label(
             feature=feature, feature_id=f"{dictionary}/{feature}", kind=found.kind(feature),
@@ -100,9 +105,14 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
             method=explanation.method if explanation else None, model=explanation.model if explanation else None,
             r_rank=value("r_rank"), r_rank_lo=rank.lo if rank else None, r_rank_hi=rank.hi if rank else None,
             r_tok=value("r_tok"), lift=value("lift"), null=value("null"), n_passages=rank.n if rank else 0,
+            quotes=_quotes(explanation.label if explanation else None, own),
             reason=reason, explanation_id=explanation.explanation_id if explanation else None,
         ))  # fmt: skip
     return labels
+
+
+def _quotes(label: str | None, own: set[str]) -> bool:
+    return label is not None and any(word.text.lower() in own for word in words([label]))
 
 
 def _summary(store: Store, run: Run, found: Population, labels: list[Label]) -> dict[str, Any]:
@@ -121,6 +131,7 @@ def _summary(store: Store, run: Run, found: Population, labels: list[Label]) -> 
             "lost": dict(Counter(label.reason for label in eligible if label.r_rank is None)),
         },
         "r_tok": _mean_and_n([label.r_tok for label in eligible]),
+        "unquoted": _mean_and_n([label.r_rank for label in eligible if label.label and not label.quotes]),
         "lift": _mean_and_n([label.lift for label in eligible]),
         "null": _mean_and_n([label.null for label in eligible]),
         "beats_lookup": sum((label.lift or 0.0) > 0 for label in eligible),
@@ -235,7 +246,7 @@ def headline(reading: Reading) -> list[str]:
         f"median {number(rank['median'])}, n = {rank['n']} (lost: {lost})",
         f"r_tok   mean {number(s['r_tok']['mean'])}, n = {s['r_tok']['n']} (token look-up table, same passages); "
         f"{s['beats_lookup']} of {rank['n']} labels beat it",
-        f"quotes  {sum(x.quotes for x in reading.labels)} of {len(reading.labels)} labels quote the feature's own tokens; "
+        f"quotes  {sum(x.quotes for x in reading.labels)} of {len(reading.labels)} labels quote the feature's tokens; "
         f"r_rank of the others: mean {number(s['unquoted']['mean'])}, n = {s['unquoted']['n']}",
         f"null    mean {number(s['null']['mean'])}, n = {s['null']['n']} (labels of other features)",
         *(
