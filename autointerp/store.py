@@ -280,6 +280,22 @@ class Store:
         firing = Sparse(passage, offsets, _flat(table["positions"]), _flat(table["activations"]))
         return Excerpts(why, passage, table["peak"].to_numpy(), firing)
 
+    def example_set(self, collection_id: str, feature: int) -> dict[tuple[str, str], Excerpts]:
+        """Every kept excerpt of one feature, by (split, why), in one query."""
+        table = self._arrow(
+            "SELECT split::VARCHAR AS split, why::VARCHAR AS why, passage_id, peak, positions, activations "
+            "FROM excerpt WHERE collection_id = ? AND feature = ? ORDER BY split, why, rank",
+            [collection_id, feature],
+        )
+        kinds = list(zip(table["split"].to_pylist(), table["why"].to_pylist(), strict=True))
+        found: dict[tuple[str, str], Excerpts] = {}
+        for kind in dict.fromkeys(kinds):
+            part = table.slice(kinds.index(kind), kinds.count(kind))
+            passage = part["passage_id"].to_numpy()
+            firing = Sparse(passage, _offsets(part["positions"]), _flat(part["positions"]), _flat(part["activations"]))
+            found[kind] = Excerpts(kind[1], passage, part["peak"].to_numpy(), firing)
+        return found
+
     def panel(self, collection_id: str, split: Split) -> PanelRows:
         """The panel passages of one split, ordered by id, with all activations."""
         table = self._arrow(

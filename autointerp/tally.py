@@ -1,9 +1,11 @@
 """What a stage returns (a tally), and the progress bar that it moves."""
 
+import contextlib
 import resource
 import sys
 from collections import Counter
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -78,5 +80,8 @@ class Bar:
 
 def peak_memory_mb() -> float:
     """Largest resident memory of this process so far, MB."""
+    with contextlib.suppress(OSError, StopIteration):  # Linux: getrusage would count the parent's memory before exec
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)

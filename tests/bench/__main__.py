@@ -1,0 +1,64 @@
+"""`python -m tests.bench`: measure, print a table, write results/bench.json."""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench import collecting
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure against its bar. `holds` is None where there is no bar."""
+
+    name: str
+    value: float
+    unit: str
+    bar: str
+    holds: bool | None
+    command: str = "make bench"
+
+
+def row(name: str, value: float, unit: str, at_least: float | None = None, at_most: float | None = None) -> Row:
+    """A row, judged."""
+    if at_least is not None:
+        return Row(name, value, unit, f">= {at_least}", value >= at_least)
+    if at_most is not None:
+        return Row(name, value, unit, f"<= {at_most}", value <= at_most)
+    return Row(name, value, unit, "", None)
+
+
+def main() -> None:
+    """Run every benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--gpu", action="store_true", help="the rows that need a GPU")
+    if parser.parse_args().gpu:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise SystemExit("make bench-gpu needs a CUDA device, and there is none here")
+    rows = []
+    for width in (4096, 16384):
+        found = collecting.limit(width)
+        rows.append(row(f"collect/limit-{width}", found.ratio, "of the limit", at_least=0.90))
+        rows.append(row(f"collect/limit-{width}/collect", found.collect, "tokens/s"))
+        rows.append(row(f"collect/limit-{width}/limit", found.limit, "tokens/s"))
+    rows.append(row("collect/merge", collecting.merge_difference(), "rows that differ", at_most=0))
+    rows.append(row("collect/memory", collecting.memory_ratio(), "x, 2M against 250k tokens", at_most=1.03))
+    read = collecting.read_milliseconds()
+    if read is not None:
+        rows.append(row("collect/read", read, "ms per feature, median", at_most=3.0))
+    table = Table("name", "value", "unit", "bar", "holds")
+    for r in rows:
+        table.add_row(r.name, f"{r.value:,.3f}", r.unit, r.bar, {True: "yes", False: "NO", None: ""}[r.holds])
+    Console().print(table)
+    path = Path("results/bench.json")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
+
+
+main()

@@ -1,0 +1,342 @@
+# ruff: noqa: F811 - fixtures are imported, and then asked for by name
+"""Grades: a perfect prediction scores 1, one that says nothing has no score, and nothing missing becomes a zero."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from autointerp import report, score, simulate
+from autointerp.rows import Score, Split
+
+from .test_simulate import Bench, MakeBench, Planted, Reader, bench, planted  # noqa: F401 - fixtures
+
+METRICS = ("r_rank", "r_tok", "lift", "null")
+
+
+class Constant(Reader):
+    """Predicts one value everywhere."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+        return np.full((len(labels), len(passages), self.width), self.value, dtype=np.float32)
+
+
+class Noise(Reader):
+    """Predicts noise that depends on the label and the passage alone."""
+
+    def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+        def noise(label: str, passage: int) -> NDArray[np.float64]:
+            return np.random.default_rng([*label.encode(), passage]).random(self.width)
+
+        return np.array([[noise(label, p) for p in passages.tolist()] for label in labels], dtype=np.float32)
+
+
+def graded(
+    found: Bench, splits: Sequence[Split] = ("select", "score")
+) -> dict[tuple[int, str, str], list[Score]]:
+    """Simulates and scores; (feature, split, metric) -> scores of its labels, in the order of their draw."""
+    for split in splits:
+        simulate.run(found.grading, split)
+        score.run(found.grading, split)
+    return collected(found)
+
+
+def collected(found: Bench) -> dict[tuple[int, str, str], list[Score]]:
+    """The scores in the store."""
+    order = {e.explanation_id: e.draw for e in found.grading.wanted("score")}
+    result: dict[tuple[int, str, str], list[Score]] = {}
+    for split in ("select", "score"):
+        for row in sorted(
+            found.store.scores(found.grading.run, split), key=lambda s: order[s.explanation_id]
+        ):
+            result.setdefault((row.feature, split, row.metric), []).append(row)
+    return result
+
+
+Detectors = Mapping[int, str]
+
+
+@pytest.fixture
+def truth(planted: Planted) -> Callable[[int], dict[int, list[str]]]:
+    """truth(n) -> the true labels of the first n planted features."""
+    return lambda n: {f: [w] for f, w in list(planted.words.items())[:n]}
+
+
+def chosen(n: int) -> str:
+    """features.select for the first n."""
+    return ",".join(str(i) for i in range(n))
+
+
+# -- the ends of the scale ---------------------------------------------------------------------------------------------
+
+
+def test_a_perfect_simulator_scores_1(bench: MakeBench, truth: Callable) -> None:
+    found = graded(bench(truth(4), Reader(), features__select=chosen(4)))
+    for feature in range(4):
+        for split in ("select", "score"):
+            (row,) = found[feature, split, "r_rank"]
+            assert row.value == pytest.approx(1.0, abs=1e-6)
+        assert row.lo == pytest.approx(1.0, abs=1e-6)
+        assert row.hi == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0, 0.3])
+def test_a_constant_prediction_has_no_score_and_says_why(
+    bench: MakeBench, truth: Callable, value: float
+) -> None:
+    found = graded(bench(truth(2), Constant(value), features__select=chosen(2)))
+    for feature in range(2):
+        for split in ("select", "score"):
+            (row,) = found[feature, split, "r_rank"]
+            assert (row.status, row.value, row.reason) == ("skipped", None, "constant_prediction")
+        assert found[feature, "score", "lift"][0].value is None
+        assert found[feature, "score", "lift"][0].reason == "no_r_rank"
+        assert found[feature, "score", "r_tok"][0].value is not None, "the table needs no simulator"
+
+
+def test_a_feature_that_is_silent_on_its_passages_has_no_score_and_says_why(
+    bench: MakeBench, truth: Callable
+) -> None:
+    made = bench(truth(1), Reader(), features__select="0")
+    made.store.db.execute("DELETE FROM excerpt WHERE feature = 0 AND split = 'score'")
+    (row,) = graded(made)[0, "score", "r_rank"]
+    assert (row.value, row.reason) == (None, "constant_actual")
+
+
+def test_noise_scores_about_0_and_its_interval_covers_0(bench: MakeBench, truth: Callable) -> None:
+    found = graded(bench(truth(6), Noise(), features__select=chosen(6)))
+    rows = [found[f, "score", "r_rank"][0] for f in range(6)]
+    assert all(abs(row.value) < 0.15 for row in rows)
+    assert sum(row.lo <= 0 <= row.hi for row in rows) >= 4
+
+
+def test_labels_dealt_to_wrong_features_score_about_0(bench: MakeBench, truth: Callable) -> None:
+    right = truth(6)
+    wrong = {f: right[(f + 1) % 6] for f in right}
+    found = graded(bench(wrong, Reader(), features__select=chosen(6)))
+    values = [found[f, "score", "r_rank"][0].value for f in range(6)]
+    assert all(v is not None and abs(v) < 0.1 for v in values), values
+
+
+def test_a_label_twice_too_broad_scores_between_a_wrong_one_and_the_right_one(bench: MakeBench) -> None:
+    w = bench.words
+    found = graded(bench({0: [w[0], f"{w[0]}, {w[1]}", w[2]]}, Reader(), features__select="0"))
+    for split in ("select", "score"):
+        right, broad, wrong = (row.value for row in found[0, split, "r_rank"])
+        assert right > broad + 0.05 > wrong + 0.1
+
+
+def test_an_interval_holds_its_value_and_stands_on_the_score_split_alone(bench: MakeBench) -> None:
+    w = bench.words
+    found = graded(bench({0: [f"{w[0]}, {w[1]}"]}, Reader(), features__select="0"))
+    (row,) = found[0, "score", "r_rank"]
+    assert -1 <= row.lo < row.value < row.hi <= 1
+    (row,) = found[0, "select", "r_rank"]
+    assert (row.lo, row.hi) == (None, None)
+
+
+# -- missing is not zero -----------------------------------------------------------------------------------------------
+
+
+def test_a_missing_simulation_is_never_a_zero(bench: MakeBench, truth: Callable) -> None:
+    made = bench(truth(2), Reader(), features__select=chosen(2))
+    graded(made, ["select"])
+    simulate.run(made.grading, "score")
+    label = next(e.explanation_id for e in made.grading.wanted("score") if e.feature == 0)
+    made.store.db.execute(
+        "DELETE FROM simulation WHERE explanation_id = ? AND split = 'score' AND passage_id = "
+        "(SELECT min(passage_id) FROM simulation WHERE explanation_id = ? AND split = 'score')", [label, label],
+    )  # fmt: skip
+    tally = score.run(made.grading, "score")
+    found = collected(made)
+    for metric in METRICS:
+        (row,) = found[0, "score", metric]
+        assert (row.status, row.value, row.lo, row.hi, row.reason) == (
+            "skipped",
+            None,
+            None,
+            None,
+            "not_simulated",
+        )
+    assert found[1, "score", "r_rank"][0].value == pytest.approx(1.0)
+    assert tally.failed == {"not_simulated": len(METRICS)}
+
+
+def test_a_failed_simulation_gives_its_own_reason(bench: MakeBench, truth: Callable) -> None:
+    made = bench(truth(1), Reader(), features__select="0")
+    simulate.run(made.grading, "select")
+    made.store.db.execute(
+        "UPDATE simulation SET status = 'unparsed', reason = 'wrong_length', positions = NULL, predicted = NULL "
+        "WHERE passage_id = (SELECT min(passage_id) FROM simulation)"
+    )
+    score.run(made.grading, "select")
+    (row,) = collected(made)[0, "select", "r_rank"]
+    assert (row.value, row.reason) == (None, "wrong_length")
+
+
+def test_a_label_without_any_simulation_stays_pending(bench: MakeBench, truth: Callable) -> None:
+    made = bench(truth(1), Reader(), features__select="0")
+    assert not score.run(made.grading, "score").worked
+    assert collected(made) == {}
+
+
+def test_means_over_the_population_count_a_feature_without_a_grade_as_0_and_say_so(
+    bench: MakeBench, truth: Callable
+) -> None:
+    class Half(Reader):
+        """Knows the words of the first two features alone, and is constant on the others."""
+
+        def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+            known = [label if label in (bench.words[0], bench.words[1]) else "nothing" for label in labels]
+            return super().predict(known, passages)
+
+    made = bench(truth(4), Half(), features__select=chosen(4))
+    graded(made)
+    summary = report.read(made.store).summary
+    assert summary["features"] == 2
+    rank = summary["r_rank"]
+    assert (rank["n"], rank["n_scored"], rank["lost"]) == (4, 2, {"constant_prediction": 2})
+    assert rank["mean"] == pytest.approx(0.5)
+    assert rank["mean_of_scored"] == pytest.approx(1.0)
+    assert summary["stages"] == {} or "score" in summary["stages"]
+
+
+def test_every_reason_of_a_lost_grade_is_in_the_figures(bench: MakeBench, truth: Callable) -> None:
+    made = bench(truth(2), Constant(0.0), features__select=chosen(3))
+    graded(made)
+    lost = report.read(made.store).summary["r_rank"]["lost"]
+    assert lost == {"constant_prediction": 2, "not_explained": 1}
+
+
+# -- the label is chosen on select -------------------------------------------------------------------------------------
+
+
+def test_the_best_candidate_on_select_is_the_label_and_is_graded_on_score(bench: MakeBench) -> None:
+    w = bench.words
+    made = bench({0: [w[3], f"{w[0]}, {w[1]}", w[0]], 1: [w[1], w[0]]}, Reader(), features__select="0,1")
+    found = graded(made)
+    labels = {label.feature: label for label in report.read(made.store).labels}
+    assert labels[0].label == w[0]
+    assert labels[1].label == w[1]
+    assert labels[0].r_rank == found[0, "score", "r_rank"][2].value
+    # What only the chosen label has is there once.
+    assert all(len(found[f, "score", metric]) == 1 for f in (0, 1) for metric in ("r_tok", "lift", "null"))
+    assert len(found[0, "score", "r_rank"]) == 3
+
+
+def test_a_candidate_without_a_score_on_select_never_wins_over_one_that_has(bench: MakeBench) -> None:
+    made = bench({0: ["zzz", bench.words[4]]}, Reader(), features__select="0")
+    graded(made)
+    (label,) = report.read(made.store).labels
+    assert label.label == bench.words[4]
+    assert label.r_rank is not None
+    assert label.r_rank < 0.1
+
+
+def test_a_second_scoring_has_nothing_to_do(bench: MakeBench, truth: Callable) -> None:
+    made = bench(truth(2), Reader(), features__select=chosen(2))
+    before = graded(made)
+    assert not score.run(made.grading, "select").worked
+    assert not score.run(made.grading, "score").worked
+    assert collected(made) == before
+
+
+# -- what a label has to beat ------------------------------------------------------------------------------------------
+
+
+def test_the_token_table_is_right_on_a_detector_of_one_token(bench: MakeBench, truth: Callable) -> None:
+    found = graded(bench(truth(4), Reader(), features__select=chosen(4)))
+    for feature in range(4):
+        (tok,) = found[feature, "score", "r_tok"]
+        (lift,) = found[feature, "score", "lift"]
+        assert tok.value == pytest.approx(1.0, abs=1e-6)
+        assert lift.value == pytest.approx(0.0, abs=1e-6)
+
+
+def test_lift_is_what_the_label_adds_to_the_token_table(bench: MakeBench) -> None:
+    w = bench.words
+    found = graded(bench({0: [f"{w[0]}, {w[1]}"], 1: [w[5]]}, Reader(), features__select="0,1"))
+    for feature in (0, 1):
+        value = {m: found[feature, "score", m][0].value for m in ("r_rank", "r_tok", "lift")}
+        assert value["lift"] == pytest.approx(value["r_rank"] - value["r_tok"])
+        assert value["lift"] < -0.1
+
+
+def test_the_null_of_a_faithful_simulator_is_about_0_with_right_labels(
+    bench: MakeBench, truth: Callable
+) -> None:
+    found = graded(bench(truth(6), Reader(), features__select=chosen(6)))
+    for feature in range(6):
+        (row,) = found[feature, "score", "null"]
+        assert row.n == 5
+        assert abs(row.value) < 0.1
+
+
+def test_the_null_of_a_single_feature_does_not_exist(bench: MakeBench, truth: Callable) -> None:
+    (row,) = graded(bench(truth(1), Reader(), features__select="0"))[0, "score", "null"]
+    assert (row.value, row.n, row.reason) == (None, 0, "no_other_label")
+
+
+def test_every_null_label_has_hard_negatives_of_its_own(
+    bench: MakeBench,
+    truth: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made = bench(truth(4), Reader(), features__select=chosen(4))
+    graded(made)
+    texts, sets = made.grading.texts, []
+    original = score.scoring_set
+    monkeypatch.setattr(score, "scoring_set", lambda *given: sets.append(original(*given)) or sets[-1])
+    nulls = score.Nulls(made.grading, {e.feature: e for e in made.store.chosen(made.grading.run)})
+    assert len(nulls.values(0)) == 3
+    own = {row.passage_id for rows in made.draws("score").values() for row in rows if row.stratum == "B"}
+    for found in sets:
+        hard = found.passages[found.stratum == score.STRATA["B"]]
+        words = [
+            {bench.words[f] for f in (1, 2, 3) if " " + bench.words[f] in texts.strings(int(p))} for p in hard
+        ]
+        named = set.intersection(*words)
+        assert len(named) == 1, "all hard negatives of a null label hold the word that it claims"
+        rest = found.passages[found.stratum == score.STRATA["C"]]
+        assert not any(" " + next(iter(named)) in texts.strings(int(p)) for p in rest)
+        assert not set(hard.tolist()) <= own
+    assert len({tuple(found.passages) for found in sets}) == 3
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_scores_do_not_depend_on_how_the_work_is_cut(
+    bench: MakeBench,
+    truth: Callable,
+    batch: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = graded(bench(truth(4), Noise(), features__select=chosen(4)))
+    monkeypatch.setattr(score, "CHUNK_LABELS", batch)
+    monkeypatch.setattr(simulate, "CHUNK_FEATURES", batch)
+    assert graded(bench(truth(4), Noise(), features__select=chosen(4))) == expected
+
+
+def test_masked_tokens_count_neither_for_nor_against(
+    bench: MakeBench, truth: Callable, tmp_path: Path
+) -> None:
+    class Wrong(Reader):
+        """Right everywhere but on the first token of a passage, where it is loud."""
+
+        def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+            result = super().predict(labels, passages)
+            result[:, :, 0] = 5.0
+            return result
+
+    made = bench(truth(1), Wrong(), features__select="0")
+    made.store.db.execute("UPDATE passage SET masked = [0]")
+    # A feature does not fire on a masked position.
+    made.store.db.execute("UPDATE excerpt SET activations = list_transform(activations, "
+                          "lambda a, i: CASE WHEN positions[i] = 0 THEN 0 ELSE a END)")  # fmt: skip
+    (row,) = graded(made)[0, "score", "r_rank"]
+    assert row.value == pytest.approx(1.0, abs=1e-6)
