@@ -73,7 +73,11 @@ def _pipeline(config: Path | None, overrides: list[str] | None) -> Iterator[Any]
     settings = _settings(config, overrides)
     prepared = prepare(settings)
     with Store.create(settings.database) as store, Bar() as bar:
-        yield Pipeline(store, prepared, bar, _say)
+        try:
+            yield Pipeline(store, prepared, bar, _say)
+        except UserError:
+            store.discard_if_empty()  # bad input leaves no half-written result
+            raise
 
 
 def _folder(run: Path | None, config: Path | None, overrides: list[str] | None) -> Path:

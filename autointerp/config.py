@@ -35,7 +35,7 @@ class RunSection(Section):
 
     name: str = Field("demo", description="name of the run; its folder is <results>/<name>")
     results: Path = Field(Path("results"), description="folder that holds the runs")
-    seed: int = Field(0, description="the one seed; every random choice derives from it")
+    seed: Count = Field(0, description="the one seed; every random choice derives from it")
 
     @field_validator("name")
     @classmethod

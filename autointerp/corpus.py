@@ -147,7 +147,10 @@ def _json_text(path: Path, number: int, line: str, field: str) -> str:
         raise CorpusError(
             f"{path} line {number}: expected text in field {field!r}, found {have}; set corpus.text_field"
         )
-    return str(record[field])
+    text = str(record[field])
+    if any("\ud800" <= c <= "\udfff" for c in text):  # JSON can escape half a character; no tokenizer can read it
+        raise CorpusError(f"{path} line {number}: field {field!r} holds half of a surrogate pair, which is no text")
+    return text
 
 
 def _parquet_texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
@@ -159,6 +162,9 @@ def _parquet_texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
         columns = table.schema_arrow.names
         if field not in columns:
             raise CorpusError(f"{path}: no column {field!r}, found {', '.join(columns)}; set corpus.text_field")
+        kind = table.schema_arrow.field(field).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+            raise CorpusError(f"{path}: column {field!r} holds {kind}, not text; set corpus.text_field")
         number = 0
         for batch in table.iter_batches(batch_size=256, columns=[field]):
             for text in batch.column(0).to_pylist():

@@ -14,6 +14,7 @@ from autointerp.draws import Cell, Design, claim_threshold
 from autointerp.evidence import ExplainEvidence, Texts
 from autointerp.rows import Explanation, Run, Split
 from autointerp.simulators import Simulator, open_simulator
+from autointerp.simulators.lookup import LookupSimulator
 from autointerp.store import Excerpts, Store
 from autointerp.tally import Bar
 
@@ -56,12 +57,20 @@ class Grading:
     @cached_property
     def simulator(self) -> Simulator:
         """The simulator, calibrated on the explain panel."""
-        simulator = open_simulator(self.settings)
+        simulator: Simulator
+        if self.settings.simulator.kind == "lookup":
+            simulator = LookupSimulator(self.evidence, self.settings.collect.passage_tokens)
+        else:
+            simulator = open_simulator(self.settings)
         background = np.sort(self.evidence.panel.passages)[:512]
         self._simulator = simulator
         self.read(background)
         simulator.calibrate(background)
         return simulator
+
+    def key(self, explanation: Explanation) -> str:
+        """What the simulator is told of an explanation: its label; for the look-up table its feature."""
+        return str(explanation.feature) if self.settings.simulator.kind == "lookup" else explanation.label or ""
 
     def read(self, passages: NDArray[np.int64]) -> None:
         """Make the simulator ready to be asked about these passages."""
@@ -89,7 +98,7 @@ class Grading:
         first: dict[int, str] = {}
         for explanation in candidates:
             if explanation.label is not None:
-                first.setdefault(explanation.feature, explanation.label)
+                first.setdefault(explanation.feature, self.key(explanation))
         design = self.design("select")
         simulator = self.simulator
         self.read(design.panel.passages)

@@ -204,7 +204,7 @@ class Nulls:
 
     def __init__(self, grading: Grading, chosen: dict[int, Explanation]) -> None:
         self.grading = grading
-        self.labels = {feature: e.label for feature, e in chosen.items() if e.label is not None}
+        self.labels = {feature: grading.key(e) for feature, e in chosen.items()}
         self.ids = {e.explanation_id for e in chosen.values()}
         density = population(grading.store, grading.run.collection_id, grading.settings.features).density
         self.density = {feature: float(density[feature]) for feature in self.labels}

@@ -59,7 +59,7 @@ def _draw(
     """The scoring set of each candidate of a feature; sets that are new are added to the store."""
     scorer = grading.run.scorer_id
     rows = {e.explanation_id: drawn[e.explanation_id] for e in group if e.explanation_id in drawn}
-    new = [(e.explanation_id, e.label) for e in group if e.label is not None and e.explanation_id not in drawn]
+    new = [(e.explanation_id, grading.key(e)) for e in group if e.explanation_id not in drawn]
     for (key, _), cells in zip(new, grading.cells(feature, [label for _, label in new], split), strict=True):
         rows[key] = [row for cell in cells for row in cell.rows(key, scorer, split)]
     if split == "select":
@@ -85,14 +85,13 @@ def _simulate(
     """Predict the passages that lack a simulation; returns how many, and their tokens."""
     n, tokens = 0, 0
     for label in group:
-        assert label.label is not None
         have = done.get(label.explanation_id, set())
         passages = np.array(
             [r.passage_id for r in rows[label.explanation_id] if r.passage_id not in have], dtype=np.int64
         )
         if not len(passages):
             continue
-        predicted = grading.predict(label.label, passages)
+        predicted = grading.predict(grading.key(label), passages)
         fires = predicted > 0
         offsets = np.concatenate([[0], np.cumsum(fires.sum(axis=1))]).astype(np.int64)
         positions = np.broadcast_to(np.arange(predicted.shape[1], dtype=np.uint8), predicted.shape)[fires]

@@ -167,6 +167,16 @@ class Store:
         if self.path is not None and self.snapshot_of is None:
             snapshot_path(self.path).unlink(missing_ok=True)
 
+    def discard_if_empty(self) -> None:
+        """Close, and delete the file (and its folder, if nothing else is in it) when nothing was ever collected."""
+        found = self._one("SELECT count(*) FROM collection")
+        self.close()
+        if self.path is not None and found == (0,):
+            for leftover in (self.path, self.path.with_suffix(".duckdb.wal")):
+                leftover.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.parent.rmdir()
+
     def __enter__(self) -> "Store":
         return self
 

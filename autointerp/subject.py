@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import platformdirs
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from autointerp.config import SubjectSection
@@ -133,7 +134,7 @@ def load_causal_lm(name: str, dtype: str, device: torch.device) -> "tuple[PreTra
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(where)
             model = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as problem:
+    except (OSError, ValueError, KeyError, SafetensorError) as problem:
         raise SubjectError(f"subject {name!r} cannot be loaded: {_first_line(problem)}{_hint(name)}") from None
     return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
 
@@ -175,7 +176,7 @@ class Subject:
             raise SubjectError(
                 f"subject {cfg.model!r} cannot be loaded: {_first_line(problem)}{_hint(cfg.model)}"
             ) from None
-        return cls(model.eval(), None, cfg.model, torch.device("meta"))  # type: ignore[arg-type]
+        return cls(model.eval(), None, cfg.model, torch.device("meta"), cfg.prepend_bos)  # type: ignore[arg-type]
 
     def width_at(self, hookpoint: str) -> int | None:
         """Width of the activations at a hookpoint (full module path); works on a sketch.
@@ -187,7 +188,7 @@ class Subject:
         mask = torch.ones((1, 1, 2, 2), dtype=torch.bool, device=self.device)
         try:
             return int(self.activations(tokens, [hookpoint], attention_mask=mask)[hookpoint].shape[-1])
-        except (RuntimeError, NotImplementedError, TypeError, ValueError):
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, SubjectError):
             return None
 
     def hookpoint(self, path: str) -> str:
@@ -229,8 +230,9 @@ class Subject:
         extra       further arguments of the model's forward
         Returns one tensor [context, token, d] per hookpoint, in the model's dtype; a prepended BOS is already cut off.
         """
+        n_tokens = tokens.shape[1]
         tokens = tokens.to(self.device, non_blocking=True)
-        if self.prepend_bos:
+        if self.prepend_bos and self.tokenizer is not None:  # a sketch has no tokenizer, and needs no BOS
             bos = torch.full((len(tokens), 1), int(self.tokenizer.bos_token_id), device=self.device)
             tokens = torch.cat([bos, tokens], dim=1)
         caught: dict[str, Tensor] = {}
@@ -245,7 +247,14 @@ class Subject:
         finally:
             for handle in handles:
                 handle.remove()
-        return {path: caught[path][:, int(self.prepend_bos) :] for path in hookpoints}
+        for path in hookpoints:
+            found = caught.get(path)
+            if not isinstance(found, Tensor) or found.ndim != 3:
+                came = "never runs" if path not in caught else f"gives {type(found).__name__}"
+                raise SubjectError(
+                    f"hookpoint {path!r} of {self.name} {came}: expected activations [context, token, d]"
+                )
+        return {path: caught[path][:, tokens.shape[1] - n_tokens :] for path in hookpoints}
 
     @cached_property
     def special_ids(self) -> Tensor:

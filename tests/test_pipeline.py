@@ -186,9 +186,9 @@ def test_what_changes_speed_alone_is_no_new_work(tiny: dict[str, Path], copied: 
 
 # -- killed anywhere and run again = never stopped ---------------------------------------------------------------------
 
-# Runs the jobs of a JSON list, one after another, each in a fork (so that the imports are paid for once). A job with
-# `kill` = [stage, split, n] dies by a real SIGKILL in that stage: at the n-th transaction, with all its rows written and
-# not yet committed, or at the n-th batch of collect, just after a checkpoint.
+# Runs the jobs of a JSON list, one after another, each in a fork (so that the imports are paid for once). A job
+# with `kill` = [stage, split, n] dies by a real SIGKILL in that stage: at the n-th transaction, with all its rows
+# written and not yet committed, or at the n-th batch of collect, just after a checkpoint.
 DRIVER = """
 import contextlib, json, os, signal, sys, traceback
 import torch
@@ -333,7 +333,8 @@ def interrupted(tiny: dict[str, Path]) -> dict[str, Resumed]:
 @pytest.fixture(scope="module")
 def interrupted_llm(tiny: dict[str, Path]) -> dict[str, Resumed]:
     """Runs in which the tiny subject also explains."""
-    asked = {"explainer__methods": '["mined", "llm"]', "explainer__model": tiny["subject"], "explainer__max_new_tokens": 6,
+    asked = {"explainer__methods": '["mined", "llm"]', "explainer__model": tiny["subject"],
+             "explainer__max_new_tokens": 6,
              "explainer__excerpts": 2, "explainer__batch": 2}  # fmt: skip
     return kill_and_resume(tiny, tiny["root"] / "interrupted_llm", LLM_KILLS, **SMALL, **asked)
 
@@ -341,7 +342,7 @@ def interrupted_llm(tiny: dict[str, Path]) -> dict[str, Resumed]:
 WAL = (
     "killed before the first checkpoint, the file cannot be opened again: its WAL has a CHECK with isfinite()"
 )
-BATCHES = "an embedding depends on the batch that its passage is read in, so a resumed run's nulls differ in the 9th digit"
+BATCHES = "an embedding depends on the batch that its passage is read in: a resumed run's nulls differ in the 9th digit"
 
 
 def known_bugs(**reasons: str) -> list:
@@ -397,7 +398,8 @@ def test_a_document_is_in_one_split_alone(finished: Path) -> None:
 def test_every_scored_passage_is_from_a_document_of_its_split(finished: Path, split: str) -> None:
     splits = query(
         finished / "run.duckdb",
-        "SELECT d.split::VARCHAR, count(*) FROM draw JOIN passage p USING (passage_id) JOIN document d USING (document_id) "
+        "SELECT d.split::VARCHAR, count(*) FROM draw JOIN passage p USING (passage_id) "
+        "JOIN document d USING (document_id) "
         "WHERE draw.split = ? GROUP BY ALL", split,
     )  # fmt: skip
     assert [s for s, _ in splits] == [split]
@@ -408,7 +410,8 @@ def test_simulations_and_draws_are_of_the_same_passages(finished: Path) -> None:
     differ = query(
         finished / "run.duckdb",
         "SELECT * FROM (SELECT explanation_id, split, passage_id FROM draw) FULL JOIN "
-        "(SELECT explanation_id, split, passage_id, 1 AS there FROM simulation) USING (explanation_id, split, passage_id) "
+        "(SELECT explanation_id, split, passage_id, 1 AS there FROM simulation) "
+        "USING (explanation_id, split, passage_id) "
         "WHERE there IS NULL OR explanation_id IS NULL",
     )  # fmt: skip
     assert differ == []
@@ -448,7 +451,8 @@ def test_the_same_passage_is_never_both_firing_and_silent_for_a_label(finished: 
     wrong = query(
         finished / "run.duckdb",
         f"SELECT d.stratum FROM draw d JOIN explanation e USING (explanation_id) LEFT JOIN ({fires}) f "
-        "ON f.feature = e.feature AND f.passage_id = d.passage_id WHERE (d.stratum = 'A') <> (f.passage_id IS NOT NULL)",
+        "ON f.feature = e.feature AND f.passage_id = d.passage_id "
+        "WHERE (d.stratum = 'A') <> (f.passage_id IS NOT NULL)",
     )
     assert wrong == []
 
@@ -503,7 +507,8 @@ def score_values(database: Path, select_passages: int) -> dict[tuple, tuple]:
         "SELECT s.feature, e.label, s.value, s.lo, s.hi, list_sort(list((d.passage_id, d.stratum::VARCHAR))) "
         "FROM score s JOIN explanation e USING (explanation_id) JOIN run r ON r.scorer_id = s.scorer_id "
         "JOIN draw d ON d.explanation_id = s.explanation_id AND d.scorer_id = s.scorer_id AND d.split = 'score' "
-        "WHERE s.metric = 'r_rank' AND s.split = 'score' AND (r.settings::JSON->'score'->>'select_passages')::INT = ? GROUP BY ALL",
+        "WHERE s.metric = 'r_rank' AND s.split = 'score' "
+        "AND (r.settings::JSON->'score'->>'select_passages')::INT = ? GROUP BY ALL",
         select_passages,
     )
     return {row[:2]: row[2:] for row in found}
@@ -560,7 +565,8 @@ def test_an_explainer_added_later_is_compared_with_the_old_on_the_same_passages(
     labels = query(
         settings.database,
         "SELECT e.feature, e.method, list(d.passage_id), list(d.passage_id) FILTER (d.stratum = 'B') FROM draw d "
-        "JOIN explanation e USING (explanation_id) WHERE d.split = 'select' GROUP BY e.feature, e.method, e.explanation_id",
+        "JOIN explanation e USING (explanation_id) WHERE d.split = 'select' "
+        "GROUP BY e.feature, e.method, e.explanation_id",
     )
     if {method for _, method, *_ in labels} != {"mined", "llm"}:
         raise RuntimeError("the test needs labels of both")

@@ -96,8 +96,9 @@ class Dictionary:
         """x_hat = sum of firing decoder rows + b_dec, [position, d_in], and the triples behind it."""
         triples = self.encode(x)
         weights = torch.sparse_coo_tensor(
-            torch.stack([triples.position, triples.feature]), triples.value.float(), (len(x), self.width)
-        )
+            torch.stack([triples.position, triples.feature]), triples.value.float(), (len(x), self.width),
+            check_invariants=False,
+        )  # fmt: skip
         return torch.sparse.mm(weights, self.W_dec.float()) + self.b_dec.float(), triples
 
 

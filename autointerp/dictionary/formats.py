@@ -43,18 +43,20 @@ def load(source: str, name: str | None = None) -> Dictionary:
     """
     folder = locate(source)
     config = _config(folder)
-    architecture = str(config.get("architecture", "standard"))
+    architecture = _architecture(config)
     if architecture not in ARCHITECTURES:
         raise DictionaryError(f"{folder}: unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
     for key, harmless in (("normalize_activations", ("none", None)), ("reshape_activations", ("none", None))):
         if config.get(key) not in harmless:
             raise DictionaryError(f"{folder}: {key} = {config[key]!r} is not supported yet; fold it into the weights")
     tensors = _weights(folder, config)
-    k = config.get("k")
+    k = config.get("k", (config.get("activation_fn_kwargs") or {}).get("k"))
     width = tensors["W_enc"].shape[1]
     if architecture == "topk" and not (isinstance(k, int) and 1 <= k <= width):
         raise DictionaryError(f"{folder}: k = {k!r}; a topk dictionary of width {width} needs 1 <= k <= {width}")
     metadata = config.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise DictionaryError(f"{folder / CONFIG_FILE}: metadata must be an object, not {type(metadata).__name__}")
     return Dictionary(
         name=name or folder.resolve().name,
         architecture=architecture,
@@ -65,6 +67,13 @@ def load(source: str, name: str | None = None) -> Dictionary:
         hookpoint=metadata.get("hook_name") or config.get("hook_name"),
         identity=_identity(folder, config),
     )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    """The architecture that cfg.json names; before SAELens 6 a 'standard' one could hide another activation function."""
+    named = str(config.get("architecture") or "standard")
+    activation = str(config.get("activation_fn_str") or config.get("activation_fn") or "relu")
+    return activation if named == "standard" and activation != "relu" else named
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -88,6 +97,8 @@ def _weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         tensors = load_file(path)
     except (SafetensorError, OSError) as problem:
         raise DictionaryError(f"{path} cannot be read (truncated download?): {problem}") from None
+    if "W_enc" in tensors and tensors["W_enc"].ndim != 2:
+        raise DictionaryError(f"{path}: W_enc has shape {list(tensors['W_enc'].shape)}, expected [d_in, d_sae]")
     d_in = config.get("d_in") or (tensors["W_enc"].shape[0] if "W_enc" in tensors else 0)
     width = config.get("d_sae") or (tensors["W_enc"].shape[1] if "W_enc" in tensors else 0)
     expected = {"W_enc": (d_in, width), "b_enc": (width,), "W_dec": (width, d_in), "b_dec": (d_in,)}
