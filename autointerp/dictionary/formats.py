@@ -70,7 +70,7 @@ def load(source: str, name: str | None = None) -> Dictionary:
 
 
 def _architecture(config: dict[str, Any]) -> str:
-    """The architecture that cfg.json names; before SAELens 6 a 'standard' one could hide another activation function."""
+    """The architecture that cfg.json names; before SAELens 6 a standard one could hide another activation."""
     named = str(config.get("architecture") or "standard")
     activation = str(config.get("activation_fn_str") or config.get("activation_fn") or "relu")
     return activation if named == "standard" and activation != "relu" else named
