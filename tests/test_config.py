@@ -184,7 +184,6 @@ def test_passages_longer_than_a_byte_can_count_are_refused() -> None:
     assert config.load(None, ["collect.context_tokens=512", "collect.passage_tokens=256"]).collect.passage_tokens == 256
 
 
-@pytest.mark.xfail(strict=True, reason="numpy refuses a negative seed, run.seed does not")
 def test_every_seed_that_is_accepted_can_seed_a_generator() -> None:
     import numpy as np
 

@@ -300,14 +300,12 @@ def test_widths_are_taken_from_the_weights_where_the_config_has_none(folder: Pat
     assert (load(str(folder)).d_in, load(str(folder)).width) == (32, 64)
 
 
-@pytest.mark.xfail(strict=True, reason="IndexError")
 def test_an_encoder_that_is_no_matrix_is_refused_where_the_config_has_no_widths(folder: Path) -> None:
     change_config(folder, d_in="DROP", d_sae="DROP")
     change_weights(folder, lambda t: t.update(W_enc=torch.zeros(64)))
     assert "W_enc" in refusal(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="AttributeError")
 def test_metadata_that_is_no_object_is_refused_or_ignored(folder: Path) -> None:
     change_config(folder, metadata="none")
     try:
@@ -316,7 +314,6 @@ def test_metadata_that_is_no_object_is_refused_or_ignored(folder: Path) -> None:
         assert "metadata" in str(problem)
 
 
-@pytest.mark.xfail(strict=True, reason="activation_fn_str is not read")
 def test_an_old_config_whose_activation_is_topk_is_never_encoded_as_plain_relu(folder: Path) -> None:
     # SAELens before 6.0: architecture 'standard' or none, and the activation function under a key of its own.
     change_config(folder, architecture="standard", k="DROP", activation_fn_str="topk", activation_fn_kwargs={"k": 4})
