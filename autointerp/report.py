@@ -239,7 +239,7 @@ def headline(reading: Reading) -> list[str]:
     kinds = s["population"]
     return [
         f"{c['dictionary']} at {c['hookpoint']} of {c['subject']}",
-        f"{sum(c['n_tokens']):,} tokens of {sum(c['n_documents']):,} documents; {kinds['live']:,} live features: "
+        f"{sum(c['n_tokens']):,} usable tokens of {sum(c['n_documents']):,} documents; {kinds['live']:,} live features: "
         f"{kinds['eligible']:,} eligible, {kinds['dense']:,} dense, "
         f"{kinds['too_rare']:,} too rare; {kinds['dead']:,} dead",
         f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], "

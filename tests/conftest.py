@@ -15,10 +15,10 @@ from autointerp.config import Settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub fails at once instead of waiting
 
-NAMES = "Ada Bela Cleo Dora Emil Fritz Gita Hugo Iris Jonas".split()
-PLACES = "river mountain harbour village castle forest market bridge".split()
-VERBS = "walked drove sailed wandered hurried climbed returned looked".split()
-COLOURS = "red green blue yellow white black golden silver".split()
+NAMES = ["Ada", "Bela", "Cleo", "Dora", "Emil", "Fritz", "Gita", "Hugo", "Iris", "Jonas"]
+PLACES = ["river", "mountain", "harbour", "village", "castle", "forest", "market", "bridge"]
+VERBS = ["walked", "drove", "sailed", "wandered", "hurried", "climbed", "returned", "looked"]
+COLOURS = ["red", "green", "blue", "yellow", "white", "black", "golden", "silver"]
 
 
 def sentence(random: np.random.Generator) -> str:

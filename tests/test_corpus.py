@@ -10,7 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from autointerp.config import CorpusSection
-from autointerp.corpus import SPLITS, Allotment, Context, context_starts, contexts, document_id, documents, files, split_of
+from autointerp.corpus import (
+    SPLITS,
+    Allotment,
+    Context,
+    context_starts,
+    contexts,
+    document_id,
+    documents,
+    files,
+    split_of,
+)
 from autointerp.errors import CorpusError
 
 

@@ -213,7 +213,7 @@ def test_histograms_count_every_firing_token_in_half_octaves(whole: Keeper) -> N
 
 def test_values_beyond_the_histogram_go_into_its_outer_bins() -> None:
     activation = np.zeros((2, WIDTH), dtype=np.float32)
-    activation[:, 0] = [1e-30, 1e30]
+    activation[:, 0] = [1e-30, 1e6]
     histogram = kept([Text(0, 9, 0, 0, [1, 2], [True, True], activation)]).histogram[0]
     assert histogram[0] == histogram[-1] == 1
     assert histogram.sum() == 2

@@ -533,9 +533,9 @@ def score_values(database: Path, select_passages: int) -> dict[tuple, tuple]:
 def test_another_draw_on_select_leaves_the_grades_on_score_as_they_were(
     tiny: dict[str, Path], copied: Path
 ) -> None:
-    settings = quick_settings(tiny, copied, score__select_passages=16)
+    settings = quick_settings(tiny, copied, score__select_passages=6)
     run_all(settings)
-    before, after = score_values(settings.database, 20), score_values(settings.database, 16)
+    before, after = score_values(settings.database, 20), score_values(settings.database, 6)
     assert len(after) == len(before) == 18
     moved = {key: (before[key][0], after[key][0]) for key in before if before[key] != after[key]}
     assert not moved
