@@ -21,7 +21,13 @@ def test_an_empty_table_predicts_nothing_anywhere() -> None:
     assert lookup(np.array([[1, 2]]), {}).tolist() == [[0.0, 0.0]]
 
 
-LABELS = {0: "red things", 1: "blue things", 2: "a much longer label than the others are", 3: "green things", 4: "red things"}
+LABELS = {
+    0: "red things",
+    1: "blue things",
+    2: "a much longer label than the others are",
+    3: "green things",
+    4: "red things",
+}
 DENSITY = {0: 1e-3, 1: 1e-3, 2: 1e-3, 3: 1e-1, 4: 1e-3}
 
 

@@ -48,7 +48,9 @@ def rows(store: Store, table: str) -> list[tuple[Any, ...]]:
 
 def excerpts(store: Store) -> list[tuple[Any, ...]]:
     order = "feature, split, why, rank"
-    return store.query(f"SELECT {order}, passage_id, positions, peak, activations FROM excerpt ORDER BY {order}")[1]
+    return store.query(
+        f"SELECT {order}, passage_id, positions, peak, activations FROM excerpt ORDER BY {order}"
+    )[1]
 
 
 def assert_close(found: Any, expected: Any, where: str = "") -> None:
@@ -92,7 +94,7 @@ def reference(make: Make) -> Iterator[Collected]:
     collected.store.close()
 
 
-# -- against a naive pass ----------------------------------------------------------------------------------------------
+# -- against a naive pass ------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -111,7 +113,9 @@ def dense_pass(settings: Settings) -> list[Dense]:
     model = Subject.load(settings.subject)
     sae = dictionary.load(settings.dictionary.source)
     found = []
-    read = contexts(settings.corpus, model.tokenizer, settings.collect.context_tokens, settings.collect.split_salt)
+    read = contexts(
+        settings.corpus, model.tokenizer, settings.collect.context_tokens, settings.collect.split_salt
+    )
     with torch.inference_mode():
         for context in (c for group in read for c in group):
             tokens = torch.from_numpy(context.tokens.astype(np.int64))[None]
@@ -155,7 +159,9 @@ def test_kept_excerpts_are_those_of_a_dense_pass(reference: Collected, dense: li
         assert SPLITS[passages[passage].split] == split
 
 
-def test_the_top_list_holds_the_highest_peaks_of_explain_one_per_text(reference: Collected, dense: list[Dense]) -> None:
+def test_the_top_list_holds_the_highest_peaks_of_explain_one_per_text(
+    reference: Collected, dense: list[Dense]
+) -> None:
     peaks: dict[int, list[float]] = {}
     for feature, _, why, _, _, _, peak, _ in excerpts(reference.store):
         if why == "top":
@@ -164,12 +170,16 @@ def test_the_top_list_holds_the_highest_peaks_of_explain_one_per_text(reference:
         best: dict[tuple[int, ...], float] = {}
         for d in dense:
             if d.split == 0 and d.activation[:, feature].any():
-                best[tuple(d.tokens)] = max(best.get(tuple(d.tokens), 0), float(d.activation[:, feature].max()))
+                best[tuple(d.tokens)] = max(
+                    best.get(tuple(d.tokens), 0), float(d.activation[:, feature].max())
+                )
         expected = sorted(best.values(), reverse=True)[: reference.settings.collect.top]
         assert_close(peaks.get(feature, []), expected, f"feature {feature}")
 
 
-def test_samples_hold_firing_passages_alone_and_all_of_them_where_they_fit(reference: Collected, dense: list[Dense]) -> None:
+def test_samples_hold_firing_passages_alone_and_all_of_them_where_they_fit(
+    reference: Collected, dense: list[Dense]
+) -> None:
     sizes = (10, 10, 20)
     count = {
         (f, s): n for f, s, n in
@@ -189,14 +199,18 @@ def test_counters_are_those_of_a_dense_pass(reference: Collected, dense: list[De
         assert counters["n_passages"][s].tolist() == fires.sum(axis=0).tolist()
         tokens = np.concatenate([d.activation for d in inside])
         assert counters["n_tokens"][s].tolist() == (tokens > 0).sum(axis=0).tolist()
-        np.testing.assert_allclose(counters["sum"][s], tokens.sum(axis=0, dtype=np.float64), rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(
+            counters["sum"][s], tokens.sum(axis=0, dtype=np.float64), rtol=1e-4, atol=1e-3
+        )
         np.testing.assert_allclose(counters["max"][s], tokens.max(axis=0), rtol=1e-4, atol=1e-5)
         documents_of = np.array([d.document_id for d in inside])
         for feature in range(64):
             assert counters["n_documents"][s][feature] == len(set(documents_of[fires[:, feature]]))
 
 
-def test_a_panel_passage_comes_with_all_activations_of_the_dictionary(reference: Collected, dense: list[Dense]) -> None:
+def test_a_panel_passage_comes_with_all_activations_of_the_dictionary(
+    reference: Collected, dense: list[Dense]
+) -> None:
     passages = by_place(reference, dense)
     found = reference.store.query("SELECT passage_id, features, positions, activations, split FROM panel")[1]
     assert [sum(row[4] == s for row in found) for s in SPLITS] == [20, 10, 20]
@@ -212,17 +226,23 @@ def test_the_collection_row_counts_what_was_read(reference: Collected, dense: li
     assert row is not None
     assert row["n_passages"] == [sum(d.split == s for d in dense) for s in range(3)]
     assert row["n_documents"] == [len({d.document_id for d in dense if d.split == s}) for s in range(3)]
-    assert sum(row["n_tokens"]) + row["n_masked"] == sum(len(d.tokens) for d in dense) == reference.tally.tokens
+    assert (
+        sum(row["n_tokens"]) + row["n_masked"] == sum(len(d.tokens) for d in dense) == reference.tally.tokens
+    )
     assert (row["width"], row["architecture"], row["hookpoint"]) == (64, "topk", "model.layers.1")
     assert reference.tally.ok == 80
 
 
-def test_passages_and_documents_hold_the_tokens_split_and_source_of_the_text(reference: Collected, dense: list[Dense]) -> None:
+def test_passages_and_documents_hold_the_tokens_split_and_source_of_the_text(
+    reference: Collected, dense: list[Dense]
+) -> None:
     for passage, kept in by_place(reference, dense).items():
         row = reference.store.passages(reference.collection_id, np.array([passage]))[passage]
         assert (row.tokens, row.split, row.start) == (kept.tokens, SPLITS[kept.split], kept.start)
     sources = {d.document_id: d.source for d in documents(reference.settings.corpus)}
-    for identity, source, split in reference.store.query("SELECT document_id, source, split FROM document")[1]:
+    for identity, source, split in reference.store.query("SELECT document_id, source, split FROM document")[
+        1
+    ]:
         assert source == sources[identity]
         assert split == SPLITS[split_of(identity, reference.settings.collect.split_salt)]
 
@@ -241,10 +261,17 @@ def test_every_passage_that_a_row_names_is_there(reference: Collected) -> None:
     for table in ("excerpt", "panel"):
         missing = f"SELECT * FROM {table} ANTI JOIN passage USING (collection_id, passage_id, split)"
         assert reference.store.query(missing)[1] == []
-    assert reference.store.query("SELECT * FROM passage ANTI JOIN document USING (collection_id, document_id, split)")[1] == []
+    assert (
+        reference.store.query(
+            "SELECT * FROM passage ANTI JOIN document USING (collection_id, document_id, split)"
+        )[1]
+        == []
+    )
 
 
-def test_the_heaviest_tokens_are_those_with_the_most_activation_in_kept_explain_passages(reference: Collected) -> None:
+def test_the_heaviest_tokens_are_those_with_the_most_activation_in_kept_explain_passages(
+    reference: Collected,
+) -> None:
     rows_of = "SELECT DISTINCT passage_id, positions, activations FROM excerpt WHERE split = 'explain' AND feature = "
     checked = 0
     for feature in range(64):
@@ -255,12 +282,14 @@ def test_the_heaviest_tokens_are_those_with_the_most_activation_in_kept_explain_
                 mass[tokens[position]] = mass.get(tokens[position], 0) + value
         top = reference.store.top_tokens(reference.collection_id, feature)
         assert len(top) == min(len(mass), collect.TOP_TOKENS)
-        assert_close([mass[t] for t in top], sorted(mass.values(), reverse=True)[: len(top)], f"feature {feature}")
+        assert_close(
+            [mass[t] for t in top], sorted(mass.values(), reverse=True)[: len(top)], f"feature {feature}"
+        )
         checked += len(top)
     assert checked > 100
 
 
-# -- what changes speed changes no row ---------------------------------------------------------------------------------
+# -- what changes speed changes no row -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 3, 64])
@@ -301,13 +330,15 @@ def test_the_order_of_files_changes_no_excerpt(reference: Collected, make: Make,
 
 def test_a_second_run_does_nothing(reference: Collected, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {table: rows(reference.store, table) for table in TABLES}
-    monkeypatch.setattr(subject.Subject, "load", classmethod(lambda *_: pytest.fail("the subject was loaded again")))
+    monkeypatch.setattr(
+        subject.Subject, "load", classmethod(lambda *_: pytest.fail("the subject was loaded again"))
+    )
     _, _, tally = gather(reference.settings, reference.store)
     assert not tally.worked
     assert {table: rows(reference.store, table) for table in TABLES} == before
 
 
-# -- interrupted -------------------------------------------------------------------------------------------------------
+# -- interrupted ---------------------------------------------------------------------------------------------
 
 
 def interrupt(settings: Settings, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -336,16 +367,22 @@ def test_a_pass_that_was_interrupted_goes_on_and_gives_the_rows_of_an_undisturbe
     checkpoint = settings.folder / "collect.checkpoint.npz"
     assert checkpoint.is_file() == (at > 1)
     added, add = [0], Keeper.add
-    monkeypatch.setattr(Keeper, "add", lambda self, batch: (added.__setitem__(0, added[0] + 1), add(self, batch))[1])
+    monkeypatch.setattr(
+        Keeper, "add", lambda self, batch: (added.__setitem__(0, added[0] + 1), add(self, batch))[1]
+    )
     with Store.create(settings.database) as store:
         gather(settings, store)
         assert [t for t in TABLES if rows(store, t) != rows(reference.store, t)] == []
-    read = sum(reference.store.query("SELECT sum(n) FROM (SELECT unnest(n_tokens) AS n FROM collection)")[1][0])
+    read = sum(
+        reference.store.query("SELECT sum(n) FROM (SELECT unnest(n_tokens) AS n FROM collection)")[1][0]
+    )
     assert added[0] < math.ceil(read / 128 / 16) + 2 - (at - 1)  # what a checkpoint covers is not read again
     assert not checkpoint.exists()
 
 
-@pytest.mark.xfail(strict=True, reason="a batch that straddles the checkpoint is added whole: contexts count twice")
+@pytest.mark.xfail(
+    strict=True, reason="a batch that straddles the checkpoint is added whole: contexts count twice"
+)
 def test_a_pass_resumed_with_another_batch_size_reads_every_context_once(
     reference: Collected, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -393,7 +430,7 @@ def test_a_pass_that_fails_leaves_no_row(make: Make, monkeypatch: pytest.MonkeyP
     assert [t for t in TABLES if rows(store, t)] == []
 
 
-# -- what does not fit -------------------------------------------------------------------------------------------------
+# -- what does not fit ---------------------------------------------------------------------------------------
 
 
 def test_activations_that_are_not_finite_are_refused_with_document_and_position(
@@ -432,7 +469,7 @@ def test_a_weight_that_is_not_finite_stops_the_pass(make: Make, monkeypatch: pyt
 
     monkeypatch.setattr(Subject, "load", classmethod(poisoned))
     store = Store.memory()
-    with pytest.raises(SubjectError, match="not finite|NaN"):
+    with pytest.raises(SubjectError, match="NaN or infinite"):
         gather(make(), store)
     assert [t for t in TABLES if rows(store, t)] == []
 
@@ -462,7 +499,7 @@ def test_an_unreadable_document_late_in_the_corpus_stops_the_pass(make: Make, tm
         gather(make(corpus__source=tmp_path, corpus__tokens=0))
 
 
-# -- odd but fine ------------------------------------------------------------------------------------------------------
+# -- odd but fine --------------------------------------------------------------------------------------------
 
 
 def test_documents_of_one_token_are_collected(make: Make, tmp_path: Path) -> None:

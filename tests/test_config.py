@@ -48,7 +48,11 @@ def test_every_key_stands_in_the_config_file_of_the_package() -> None:
 
 def test_every_key_is_described_as_in_the_config_file() -> None:
     text = config.packaged_file().read_text("utf-8")
-    missing = [key for key, field in config.known_keys().items() if not field.description or field.description not in text]
+    missing = [
+        key
+        for key, field in config.known_keys().items()
+        if not field.description or field.description not in text
+    ]
     assert missing == []
 
 
@@ -108,17 +112,27 @@ def test_an_override_is_read_as_toml_or_as_text_where_the_key_holds_text(
 
 @pytest.mark.parametrize(
     ("key", "nearest"),
-    [("corpus.token", "corpus.tokens"), ("collect.sample_explian", "collect.sample_explain"), ("run.sed", "run.seed")],
+    [
+        ("corpus.token", "corpus.tokens"),
+        ("collect.sample_explian", "collect.sample_explain"),
+        ("run.sed", "run.seed"),
+    ],
 )
 def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path, key: str, nearest: str) -> None:
     section, _, name = key.partition(".")
-    for message in (refusal(None, f"{key}=1"), refusal(write(tmp_path / "a.toml", f"[{section}]\n{name} = 1\n"))):
+    for message in (
+        refusal(None, f"{key}=1"),
+        refusal(write(tmp_path / "a.toml", f"[{section}]\n{name} = 1\n")),
+    ):
         assert f"unknown key {key}" in message
         assert repr(nearest) in message
 
 
 def test_an_unknown_section_is_refused_with_the_nearest_known_one(tmp_path: Path) -> None:
-    for message in (refusal(None, "corpsu.tokens=1"), refusal(write(tmp_path / "a.toml", "[corpsu]\ntokens = 1\n"))):
+    for message in (
+        refusal(None, "corpsu.tokens=1"),
+        refusal(write(tmp_path / "a.toml", "[corpsu]\ntokens = 1\n")),
+    ):
         assert "[corpsu]" in message
         assert "'corpus'" in message
 
@@ -181,7 +195,10 @@ def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
 
 def test_passages_longer_than_a_byte_can_count_are_refused() -> None:
     assert "256" in refusal(None, "collect.context_tokens=512", "collect.passage_tokens=512")
-    assert config.load(None, ["collect.context_tokens=512", "collect.passage_tokens=256"]).collect.passage_tokens == 256
+    assert (
+        config.load(None, ["collect.context_tokens=512", "collect.passage_tokens=256"]).collect.passage_tokens
+        == 256
+    )
 
 
 def test_every_seed_that_is_accepted_can_seed_a_generator() -> None:

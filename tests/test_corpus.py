@@ -27,7 +27,9 @@ from autointerp.errors import CorpusError
 class Letters:
     """A tokenizer with one token per character."""
 
-    def __call__(self, text: str, *, add_special_tokens: bool = True, verbose: bool = True) -> dict[str, list[int]]:
+    def __call__(
+        self, text: str, *, add_special_tokens: bool = True, verbose: bool = True
+    ) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) for c in text]}
 
 
@@ -65,7 +67,7 @@ def fails(source: Path, field: str = "text") -> str:
 
 TEXTS = [f"document {i} " + "x" * (7 * i) + " héllo 👋\nsecond line" for i in range(12)]
 
-# -- documents ---------------------------------------------------------------------------------------------------------
+# -- documents -----------------------------------------------------------------------------------------------
 
 
 def test_duplicate_texts_share_an_id_and_appear_once(tmp_path: Path) -> None:
@@ -95,7 +97,10 @@ def test_txt_jsonl_and_parquet_hold_the_same_documents(tmp_path: Path) -> None:
 
 
 def test_a_source_says_which_line_or_row_a_document_is_from(tmp_path: Path) -> None:
-    assert [d.source for d in documents(section(jsonl(tmp_path / "a.jsonl", ["x", "y"])))] == ["a.jsonl:1", "a.jsonl:2"]
+    assert [d.source for d in documents(section(jsonl(tmp_path / "a.jsonl", ["x", "y"])))] == [
+        "a.jsonl:1",
+        "a.jsonl:2",
+    ]
     assert [d.source for d in documents(section(parquet(tmp_path / "a.parquet", ["x", None, "y"])))] == [
         "a.parquet:1", "a.parquet:3",
     ]  # fmt: skip
@@ -103,7 +108,10 @@ def test_a_source_says_which_line_or_row_a_document_is_from(tmp_path: Path) -> N
 
 
 def test_another_field_can_hold_the_text(tmp_path: Path) -> None:
-    for source in (jsonl(tmp_path / "a.jsonl", TEXTS, "body"), parquet(tmp_path / "a.parquet", TEXTS, "body")):
+    for source in (
+        jsonl(tmp_path / "a.jsonl", TEXTS, "body"),
+        parquet(tmp_path / "a.parquet", TEXTS, "body"),
+    ):
         assert [d.text for d in documents(section(source, field="body"))] == TEXTS
 
 
@@ -124,7 +132,7 @@ def test_the_files_of_a_folder_are_found_at_any_depth_and_others_ignored(tmp_pat
     assert [p.name for p in files(str(tmp_path))] == ["0000.txt"]
 
 
-# -- errors ------------------------------------------------------------------------------------------------------------
+# -- errors --------------------------------------------------------------------------------------------------
 
 
 def test_a_file_that_is_not_utf8_is_named_with_the_byte(tmp_path: Path) -> None:
@@ -194,7 +202,9 @@ def test_a_path_where_nothing_is_is_named(tmp_path: Path) -> None:
     assert "nowhere" in fails(tmp_path / "nowhere")
 
 
-def test_text_that_no_tokenizer_can_read_is_refused_with_its_place(tmp_path: Path, tiny: dict[str, Path]) -> None:
+def test_text_that_no_tokenizer_can_read_is_refused_with_its_place(
+    tmp_path: Path, tiny: dict[str, Path]
+) -> None:
     from transformers import AutoTokenizer
 
     (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n{"text": "half a pair: \\ud83d"}\n')
@@ -203,7 +213,7 @@ def test_text_that_no_tokenizer_can_read_is_refused_with_its_place(tmp_path: Pat
         list(contexts(section(tmp_path / "a.jsonl"), tokenizer, 8, "salt"))
 
 
-# -- splits ------------------------------------------------------------------------------------------------------------
+# -- splits --------------------------------------------------------------------------------------------------
 
 
 def test_splits_get_about_40_20_and_40_percent_of_documents() -> None:
@@ -226,7 +236,7 @@ def test_all_contexts_of_a_document_are_in_its_one_split(tmp_path: Path) -> None
         assert {c.split for c in found if c.document_id == document} == {split_of(document, "salt")}
 
 
-# -- contexts ----------------------------------------------------------------------------------------------------------
+# -- contexts ------------------------------------------------------------------------------------------------
 
 
 def test_without_a_budget_every_token_is_read_once_and_contexts_never_cross_documents(tmp_path: Path) -> None:
@@ -272,7 +282,9 @@ def test_a_budget_larger_than_the_corpus_reads_everything(tmp_path: Path) -> Non
     assert sum(len(c.tokens) for c in read(cfg)) == sum(map(len, TEXTS))
 
 
-@pytest.mark.parametrize(("n", "size", "wanted"), [(1000, 10, 7), (1000, 10, 100), (1003, 10, 3), (64, 64, 1), (999, 8, 50)])
+@pytest.mark.parametrize(
+    ("n", "size", "wanted"), [(1000, 10, 7), (1000, 10, 100), (1003, 10, 3), (64, 64, 1), (999, 8, 50)]
+)
 def test_the_starts_of_a_budget_are_distinct_full_and_evenly_spaced(n: int, size: int, wanted: int) -> None:
     starts = context_starts(n, size, wanted)
     assert len(set(starts)) == wanted
@@ -291,7 +303,7 @@ def test_a_partial_context_is_read_only_when_full_ones_are_not_enough() -> None:
     assert context_starts(0, 10, None) == context_starts(0, 10, 4) == []
 
 
-# -- order and shards --------------------------------------------------------------------------------------------------
+# -- order and shards ----------------------------------------------------------------------------------------
 
 
 def places(found: Sequence[Context]) -> set[tuple[str, int, int]]:

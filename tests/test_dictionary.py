@@ -36,7 +36,9 @@ def three(architecture: str, k: int | None = None, **options: Any) -> Dictionary
 
 
 def found(triples: package.Triples) -> dict[tuple[int, int], float]:
-    entries = list(zip(triples.position.tolist(), triples.feature.tolist(), triples.value.tolist(), strict=True))
+    entries = list(
+        zip(triples.position.tolist(), triples.feature.tolist(), triples.value.tolist(), strict=True)
+    )
     assert len({e[:2] for e in entries}) == len(entries), "a (position, feature) fires twice"
     return {(p, f): v for p, f, v in entries}
 
@@ -47,7 +49,7 @@ def dense(triples: package.Triples, n: int, width: int) -> Tensor:
     return result
 
 
-# -- by hand -----------------------------------------------------------------------------------------------------------
+# -- by hand -------------------------------------------------------------------------------------------------
 
 
 def test_a_standard_dictionary_of_three_features_gives_what_a_pencil_gives() -> None:
@@ -85,7 +87,7 @@ def test_a_reconstruction_is_the_firing_decoder_rows_and_the_bias() -> None:
     assert x_hat.tolist() == [[9.0, 12.0], [1.0, 2.0], [1.0, 1.0], [2.0, 8.0]]
 
 
-# -- chunks, dtypes, shapes --------------------------------------------------------------------------------------------
+# -- chunks, dtypes, shapes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("architecture", "k"), [("topk", 4), ("standard", None)])
@@ -133,7 +135,9 @@ def test_a_copy_in_another_dtype_encodes_in_that_dtype_and_leaves_the_original_a
     d = three("standard")
     assert d.to(torch.device("cpu"), torch.bfloat16).encode(X).value.dtype == torch.bfloat16
     assert d.W_enc.dtype == torch.float32
-    assert found(d.to(torch.device("cpu"), torch.bfloat16).encode(X)) == STANDARD  # all of it exact in bfloat16
+    assert (
+        found(d.to(torch.device("cpu"), torch.bfloat16).encode(X)) == STANDARD
+    )  # all of it exact in bfloat16
 
 
 def test_the_pre_activations_written_into_a_buffer_are_those_returned_without() -> None:
@@ -144,7 +148,7 @@ def test_the_pre_activations_written_into_a_buffer_are_those_returned_without() 
     assert torch.equal(buffer, d.pre_activations(X))
 
 
-# -- loading -----------------------------------------------------------------------------------------------------------
+# -- loading -------------------------------------------------------------------------------------------------
 
 
 def change_config(folder: Path, **keys: Any) -> None:
@@ -270,7 +274,11 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(folder: Path) ->
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("normalize_activations", "layer_norm"), ("normalize_activations", True), ("reshape_activations", "hook_z")],
+    [
+        ("normalize_activations", "layer_norm"),
+        ("normalize_activations", True),
+        ("reshape_activations", "hook_z"),
+    ],
 )
 def test_a_transform_that_is_not_applied_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
     change_config(folder, **{key: value})
@@ -316,7 +324,9 @@ def test_metadata_that_is_no_object_is_refused_or_ignored(folder: Path) -> None:
 
 def test_an_old_config_whose_activation_is_topk_is_never_encoded_as_plain_relu(folder: Path) -> None:
     # SAELens before 6.0: architecture 'standard' or none, and the activation function under a key of its own.
-    change_config(folder, architecture="standard", k="DROP", activation_fn_str="topk", activation_fn_kwargs={"k": 4})
+    change_config(
+        folder, architecture="standard", k="DROP", activation_fn_str="topk", activation_fn_kwargs={"k": 4}
+    )
     try:
         d = load(str(folder))
     except DictionaryError as problem:
@@ -341,10 +351,12 @@ def test_a_packaged_name_never_leads_out_of_the_packaged_folder(
         load(source)
 
 
-# -- the packaged dictionary -------------------------------------------------------------------------------------------
+# -- the packaged dictionary ---------------------------------------------------------------------------------
 
 
-def test_the_packaged_dictionary_loads_with_32_of_4096_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_packaged_dictionary_loads_with_32_of_4096_features(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     d = load("smollm2-135m-l15-4k")
     assert (d.architecture, d.k, d.width, d.d_in) == ("topk", 32, 4096, 576)

@@ -40,16 +40,28 @@ def make(n_documents: int = 60, seed: int = 0) -> list[Text]:
     repeated = random.integers(0, VOCABULARY, T).tolist()
     texts = []
     for document in range(n_documents):
-        key, split, n = int(random.integers(0, M, dtype=np.uint64)), int(random.integers(3)), int(random.integers(1, 8))
+        key, split, n = (
+            int(random.integers(0, M, dtype=np.uint64)),
+            int(random.integers(3)),
+            int(random.integers(1, 8)),
+        )
         for i in range(n):
             length = T if i < n - 1 else int(random.integers(1, T + 1))
-            tokens = repeated[:length] if random.random() < 0.25 else random.integers(0, VOCABULARY, length).tolist()
+            tokens = (
+                repeated[:length]
+                if random.random() < 0.25
+                else random.integers(0, VOCABULARY, length).tolist()
+            )
             usable = (random.random(length) > 0.1).tolist()
             value = np.exp(random.normal(0, 2, (length, WIDTH)))
             coarse = np.round(value * 4) / 4 + 0.25  # many equal peaks
             value = np.where(random.random(value.shape) < 0.5, value, coarse)
             fires = (random.random(value.shape) < density) & np.array(usable)[:, None]
-            texts.append(Text(document, key, split, i * T, tokens, usable, np.where(fires, value, 0).astype(np.float32)))
+            texts.append(
+                Text(
+                    document, key, split, i * T, tokens, usable, np.where(fires, value, 0).astype(np.float32)
+                )
+            )
     return texts
 
 
@@ -99,7 +111,11 @@ def state(found: Keeper) -> dict[str, np.ndarray]:
     """Everything that a keeper holds; document ordinals are left out, they are no more than names."""
     arrays = {name: np.asarray(getattr(found, name)) for name in COUNTERS}
     arrays |= {f"pool.{n}": getattr(found.pool, n) for n in ("feature", "passage", "text", "peak")}
-    arrays["panel.id"], arrays["panel.key"], arrays["panel.split"] = found.panel_id, found.panel_key, found.panel_split
+    arrays["panel.id"], arrays["panel.key"], arrays["panel.split"] = (
+        found.panel_id,
+        found.panel_key,
+        found.panel_split,
+    )
     for name, ragged in (("pool", found.pool.firing), ("panel", found.panel_firing)):
         arrays[f"{name}.offsets"] = ragged.offsets
         arrays |= {f"{name}:{column}": values for column, values in ragged.columns.items()}
@@ -112,10 +128,14 @@ def state(found: Keeper) -> dict[str, np.ndarray]:
 def assert_same(found: Keeper, expected: Keeper) -> None:
     """Bit for bit."""
     a, b = state(found), state(expected)
-    assert [n for n in b if a[n].dtype != b[n].dtype or a[n].shape != b[n].shape or a[n].tobytes() != b[n].tobytes()] == []
+    assert [
+        n
+        for n in b
+        if a[n].dtype != b[n].dtype or a[n].shape != b[n].shape or a[n].tobytes() != b[n].tobytes()
+    ] == []
 
 
-# -- the reference -----------------------------------------------------------------------------------------------------
+# -- the reference -------------------------------------------------------------------------------------------
 
 
 def mixed(x: int) -> int:
@@ -144,7 +164,9 @@ def firing(texts: Sequence[Text], feature: int, split: int) -> list[Text]:
 
 def top(texts: Sequence[Text], feature: int, n: int) -> list[Text]:
     """The strongest by peak in explain, one per text; equal peaks by the upper half of the hash."""
-    ranked = sorted(firing(texts, feature, 0), key=lambda t: (-t.activation[:, feature].max(), lottery(t, feature) >> 32))
+    ranked = sorted(
+        firing(texts, feature, 0), key=lambda t: (-t.activation[:, feature].max(), lottery(t, feature) >> 32)
+    )
     seen, found = set(), []
     for t in ranked:
         if tuple(t.tokens) not in seen:
@@ -178,10 +200,12 @@ def test_the_data_of_these_tests_has_what_makes_keeping_hard() -> None:
     peaks = [t.activation[:, 2].max() for t in firing(TEXTS, 2, 0)]
     assert len(set(peaks)) < len(peaks)
     assert len(firing(TEXTS, 2, 0)) > 4 * CFG.top
-    assert all(len([t for t in TEXTS if t.split == s]) > 2 * size for s, size in enumerate(panel_sizes(CFG.panel)))
+    assert all(
+        len([t for t in TEXTS if t.split == s]) > 2 * size for s, size in enumerate(panel_sizes(CFG.panel))
+    )
 
 
-# -- counters ----------------------------------------------------------------------------------------------------------
+# -- counters ------------------------------------------------------------------------------------------------
 
 
 def test_counters_are_exact(whole: Keeper) -> None:
@@ -227,7 +251,7 @@ def test_token_occurrences_are_those_of_usable_explain_positions(whole: Keeper) 
     assert whole.token_count.tolist() == expected.tolist()
 
 
-# -- lists and panel ---------------------------------------------------------------------------------------------------
+# -- lists and panel -----------------------------------------------------------------------------------------
 
 
 def test_ids_and_hashes_are_those_of_the_reference() -> None:
@@ -243,10 +267,14 @@ def test_the_top_list_holds_the_strongest_passages_one_per_text(whole: Keeper) -
         assert listed(whole, 0, f) == [identity(t) for t in top(TEXTS, f, CFG.top)], f"feature {f}"
 
 
-@pytest.mark.parametrize(("split", "size"), [(0, CFG.sample_explain), (1, CFG.sample_select), (2, CFG.sample_score)])
+@pytest.mark.parametrize(
+    ("split", "size"), [(0, CFG.sample_explain), (1, CFG.sample_select), (2, CFG.sample_score)]
+)
 def test_a_sample_holds_the_passages_with_the_smallest_hashes(whole: Keeper, split: int, size: int) -> None:
     for f in range(WIDTH):
-        assert listed(whole, 1 + split, f) == [identity(t) for t in sample(TEXTS, f, split, size)], f"feature {f}"
+        assert listed(whole, 1 + split, f) == [identity(t) for t in sample(TEXTS, f, split, size)], (
+            f"feature {f}"
+        )
 
 
 def test_a_kept_passage_comes_with_its_peak_and_every_firing_position(whole: Keeper) -> None:
@@ -270,7 +298,10 @@ def test_the_panel_holds_the_smallest_hashes_of_each_split_with_all_activations(
     for i, passage in enumerate(whole.panel_id.tolist()):
         inside = slice(firings.offsets[i], firings.offsets[i + 1])
         found = {
-            (f, p): v for f, p, v in zip(*(firings.columns[n][inside].tolist() for n in ("feature", "position", "value")))
+            (f, p): v
+            for f, p, v in zip(
+                *(firings.columns[n][inside].tolist() for n in ("feature", "position", "value"))
+            )
         }
         activation = by_id[passage].activation
         expected = {(f, p): float(activation[p, f]) for p, f in zip(*np.nonzero(activation), strict=True)}
@@ -301,7 +332,9 @@ def test_what_is_held_is_bounded_by_lists_and_panel_however_much_is_read() -> No
 
 
 def test_lists_and_panels_of_size_0_stay_empty() -> None:
-    cfg = CFG.model_copy(update={"top": 0, "sample_explain": 0, "sample_select": 0, "sample_score": 2, "panel": 0})
+    cfg = CFG.model_copy(
+        update={"top": 0, "sample_explain": 0, "sample_select": 0, "sample_score": 2, "panel": 0}
+    )
     found = kept(TEXTS, cfg=cfg)
     assert [len(s.entry) > 0 for s in found.shelves] == [False, False, False, True]
     assert len(found.panel_id) == 0
@@ -312,7 +345,11 @@ def test_another_seed_draws_other_samples_and_the_same_top() -> None:
     one, other = kept(TEXTS), kept(TEXTS, seed=SEED + 1)
     assert listed(one, 3, 2) != listed(other, 3, 2)
     assert set(one.panel_id.tolist()) != set(other.panel_id.tolist())
-    unique = [f for f in range(WIDTH) if len({t.activation[:, f].max() for t in firing(TEXTS, f, 0)}) == len(firing(TEXTS, f, 0))]
+    unique = [
+        f
+        for f in range(WIDTH)
+        if len({t.activation[:, f].max() for t in firing(TEXTS, f, 0)}) == len(firing(TEXTS, f, 0))
+    ]
     assert unique
     assert [listed(one, 0, f) for f in unique] == [listed(other, 0, f) for f in unique]
 
@@ -326,7 +363,7 @@ def test_the_samples_of_two_features_are_drawn_independently() -> None:
     assert listed(found, 1, 0) != listed(found, 1, 1)
 
 
-# -- nothing depends on how it came --------------------------------------------------------------------------------
+# -- nothing depends on how it came --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [1, 2, 13, 64, 10_000])
@@ -335,7 +372,9 @@ def test_batches_of_another_size_leave_the_same_state(whole: Keeper, size: int) 
 
 
 @pytest.mark.parametrize("at", [1, 50, 150])
-def test_cutting_the_lists_more_often_leaves_the_same_state(whole: Keeper, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cutting_the_lists_more_often_leaves_the_same_state(
+    whole: Keeper, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cuts, settle = [0], Keeper.settle
 
     def counted(self: Keeper) -> None:
@@ -420,7 +459,9 @@ def test_merging_duplicate_texts_of_two_shards_lists_them_once() -> None:
 
 
 @pytest.mark.parametrize("at", [1, 20, len(TEXTS) // 7])
-def test_saving_and_restoring_in_the_middle_leaves_the_same_state(whole: Keeper, at: int, tmp_path: Path) -> None:
+def test_saving_and_restoring_in_the_middle_leaves_the_same_state(
+    whole: Keeper, at: int, tmp_path: Path
+) -> None:
     first, cut = keeper(), at * 7
     for i in range(0, cut, 7):
         first.add(batch(TEXTS[i : i + 7]))
@@ -456,7 +497,9 @@ def test_a_document_that_goes_on_after_a_restore_is_counted_once(tmp_path: Path)
 @pytest.mark.xfail(strict=True, reason="_offer_panel sorts passages of a batch as uint16")
 def test_a_batch_of_more_passages_than_16_bits_count_is_kept_like_smaller_ones() -> None:
     n = 70_000
-    cfg = CollectSection(context_tokens=1, passage_tokens=1, top=1, sample_explain=1, sample_select=0, sample_score=0, panel=40)
+    cfg = CollectSection(
+        context_tokens=1, passage_tokens=1, top=1, sample_explain=1, sample_select=0, sample_score=0, panel=40
+    )
     random = np.random.default_rng(0)
     value, keys = random.random(n).astype(np.float32) + 1, random.integers(0, M, n, dtype=np.uint64)
 
@@ -478,7 +521,7 @@ def test_a_batch_of_more_passages_than_16_bits_count_is_kept_like_smaller_ones()
     assert_same(at_once, in_parts)
 
 
-# -- small parts -------------------------------------------------------------------------------------------------------
+# -- small parts ---------------------------------------------------------------------------------------------
 
 
 def test_ragged_rows_can_be_taken_in_any_order_and_joined() -> None:

@@ -15,7 +15,7 @@ def series(n: int = 500, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return actual, np.clip(actual * 0.3 + random.normal(0, 1, n), 0, None)
 
 
-# -- correlation -------------------------------------------------------------------------------------------------------
+# -- correlation ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -98,7 +98,7 @@ def test_correlating_joined_passages_is_correlating_their_pooled_moments() -> No
     assert abs(np.nanmean(each) - float(correlation_of(per_passage))) > 1e-3
 
 
-# -- r_rank ------------------------------------------------------------------------------------------------------------
+# -- r_rank --------------------------------------------------------------------------------------------------
 
 
 def clustered(n_documents: int, per_document: int, seed: int = 0):
@@ -175,23 +175,19 @@ def test_a_constant_prediction_has_no_r_rank_and_no_interval() -> None:
 
 
 def test_an_interval_is_not_given_when_most_replicates_have_no_correlation() -> None:
-    # The prediction is above zero in one of four documents, which most replicates of one document lack.
-    actual, predicted = np.tile([0.0, 1.0], 40), np.zeros(80)
-    predicted[:2] = [0.0, 1.0]
-    found = moments(actual, predicted, np.repeat(np.arange(4), 20), 4)
-    result = r_rank(found, np.zeros(4, dtype=int), np.arange(4), 400, np.random.default_rng(0))
-    assert result.lo is not None  # 1 - (3 / 4)^4 = 68 % of replicates have one
-    lonely = moments(actual, predicted, np.repeat(np.arange(4), 20), 4)
-    strata = np.arange(4)  # every stratum is always there: all replicates are the data
-    assert width(r_rank(lonely, strata, np.arange(4), 400, np.random.default_rng(0))) == pytest.approx(0)
-    rare = np.zeros(2000)
-    rare[:2] = [1.0, 2.0]
-    found = moments(np.tile([0.0, 1.0], 1000), np.where(np.arange(2000) < 2, rare, 0) * 1.0, np.repeat(np.arange(100), 20), 100)
-    document = np.array([0] + [1] * 99)  # the one passage in a document of its own: in a quarter of replicates missing
-    assert r_rank(found, np.zeros(100, dtype=int), document, 400, np.random.default_rng(0)).lo is not None
+    # The actual values vary in one document and the predicted ones in another: a replicate needs both of them, which
+    # 40 % of replicates of 20 documents have. Where each is a stratum of its own, none is ever lost.
+    actual, predicted = np.zeros(400), np.zeros(400)
+    actual[:20:2] = predicted[20:40:2] = 1.0
+    found = moments(actual, predicted, np.repeat(np.arange(20), 20), 20)
+    one_stratum = rank(found, np.zeros(20, dtype=int), np.arange(20))
+    assert one_stratum.value is not None
+    assert (one_stratum.lo, one_stratum.hi) == (None, None)
+    apart = rank(found, np.minimum(np.arange(20), 2), np.arange(20))
+    assert apart.lo == pytest.approx(apart.value) == pytest.approx(apart.hi)
 
 
-# -- means -------------------------------------------------------------------------------------------------------------
+# -- means ---------------------------------------------------------------------------------------------------
 
 
 def test_a_mean_comes_with_an_interval_that_is_wider_for_fewer_values() -> None:
@@ -207,7 +203,9 @@ def test_a_mean_of_nothing_is_none() -> None:
     assert mean_interval(np.array([]), 10, np.random.default_rng(0)) == (None, None, None)
 
 
-@pytest.mark.xfail(strict=True, reason="the module's docstring promises ValueError for values that are not finite")
+@pytest.mark.xfail(
+    strict=True, reason="the module's docstring promises ValueError for values that are not finite"
+)
 @pytest.mark.parametrize(
     "call",
     [
@@ -221,13 +219,16 @@ def test_every_function_raises_for_values_that_are_not_finite(call: Callable[[],
         call()
 
 
-# -- thresholds --------------------------------------------------------------------------------------------------------
+# -- thresholds ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_balanced_threshold_is_the_best_of_all_by_brute_force(seed: int) -> None:
     random = np.random.default_rng(seed)
-    firing, silent = random.normal(1, 1, random.integers(1, 30)).round(1), random.normal(0, 1, random.integers(1, 60)).round(1)
+    firing, silent = (
+        random.normal(1, 1, random.integers(1, 30)).round(1),
+        random.normal(0, 1, random.integers(1, 60)).round(1),
+    )
 
     def quality(t: float) -> float:
         return sum(firing > t) / len(firing) + sum(silent <= t) / len(silent)

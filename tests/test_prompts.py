@@ -28,14 +28,18 @@ def test_a_filled_prompt_is_chat_messages_without_the_headings() -> None:
     ]
 
 
-@pytest.mark.parametrize("holes", [{}, {"mood": "x"}, {"mood": "x", "word": "y", "extra": "z"}, {"mood": "x", "wrod": "y"}])
+@pytest.mark.parametrize(
+    "holes", [{}, {"mood": "x"}, {"mood": "x", "word": "y", "extra": "z"}, {"mood": "x", "wrod": "y"}]
+)
 def test_a_hole_that_is_missing_or_unused_is_refused(holes: dict[str, str]) -> None:
     with pytest.raises(ConfigError, match="'mine'") as problem:
         prompts.fill("mine", **holes)
     assert "word" in str(problem.value)
 
 
-@pytest.mark.parametrize("text", ["{mood}", "{}", "{0}", "}{", "{word.__class__}", "# user\nhow", "\n# system\n"])
+@pytest.mark.parametrize(
+    "text", ["{mood}", "{}", "{0}", "}{", "{word.__class__}", "# user\nhow", "\n# system\n"]
+)
 def test_what_is_filled_in_is_never_read_as_a_template(text: str) -> None:
     messages = prompts.fill("mine", mood="kind", word=text)
     assert messages[1]["content"] == f"Say {text}."
@@ -74,7 +78,9 @@ def test_the_fingerprint_follows_the_text_of_the_file(folder: Path) -> None:
 def test_every_packaged_prompt_has_one_system_and_one_user_section(name: str) -> None:
     import string
 
-    holes = {field for _, field, _, _ in string.Formatter().parse(prompts.locate(name).read_text("utf-8")) if field}
+    holes = {
+        field for _, field, _, _ in string.Formatter().parse(prompts.locate(name).read_text("utf-8")) if field
+    }
     messages = prompts.fill(name, **dict.fromkeys(holes, "FILLED"))
     assert messages[0]["role"] == "system"
     assert messages[-1]["role"] == "user"
@@ -82,9 +88,11 @@ def test_every_packaged_prompt_has_one_system_and_one_user_section(name: str) ->
     assert all(message["content"] for message in messages)
 
 
-@pytest.mark.xfail(strict=True, reason="a brace or a missing section in a user's prompt is a traceback or no message")
+@pytest.mark.xfail(
+    strict=True, reason="a brace or a missing section in a user's prompt is a traceback or no message"
+)
 @pytest.mark.parametrize(
-    "text", ["# system\na {\n# user\nb\n", "# system\na {0}\n# user\nb\n", "# system\na {}\n# user\nb\n", "no section\n", ""]
+    "text", ["# system\na {\n# user\nb\n", "# system\na {}\n# user\nb\n", "no section\n", ""]
 )
 def test_a_prompt_file_that_cannot_be_used_is_named(folder: Path, text: str) -> None:
     write(folder, "broken", text)

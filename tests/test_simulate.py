@@ -279,6 +279,39 @@ def test_what_a_label_is_tested_on_does_not_depend_on_which_others_are_simulated
     }
 
 
+class Guess(Reader):
+    """Predicts by a hash of the token and the label, so that peaks of firing and silent passages overlap."""
+
+    def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+        right = super().predict(labels, passages)
+        noise = [
+            [np.random.default_rng([*z.encode(), p]).random(self.width) for p in passages.tolist()]
+            for z in labels
+        ]
+        uniform = np.array(noise, dtype=np.float32)
+        return uniform**40 + right * uniform
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="the claim threshold is fitted on stratum A of select, which score.select_passages cuts",
+)
+def test_what_a_label_is_tested_on_in_score_does_not_depend_on_how_many_passages_select_has(
+    bench: MakeBench,
+) -> None:
+    drawn = []
+    for size in (20, 4):
+        labels = {f: [word] for f, word in list(bench.words.items())[:4]}
+        made = bench(labels, Guess(), features__select="0,1,2,3", score__select_passages=size)
+        simulate.run(made.grading, "score")
+        drawn.append(
+            {key: sorted((r.passage_id, r.kind) for r in rows) for key, rows in made.draws("score").items()}
+        )
+    assert len(drawn[0]) == 4
+    assert drawn[0] == drawn[1]
+
+
 # -- predictions -------------------------------------------------------------------------------------------------------
 
 

@@ -51,7 +51,7 @@ def hooks(subject: Subject) -> int:
     return sum(len(m._forward_hooks) for m in subject.model.modules())
 
 
-# -- hookpoints --------------------------------------------------------------------------------------------------------
+# -- hookpoints ----------------------------------------------------------------------------------------------
 
 
 def test_a_hookpoint_is_a_full_path_or_a_unique_suffix(subject: Subject, sketch: Subject) -> None:
@@ -75,7 +75,9 @@ def test_a_suffix_ends_at_a_dot(subject: Subject) -> None:
         subject.hookpoint("")
 
 
-def test_an_unknown_hookpoint_is_refused_with_the_nearest_known_one(subject: Subject, sketch: Subject) -> None:
+def test_an_unknown_hookpoint_is_refused_with_the_nearest_known_one(
+    subject: Subject, sketch: Subject
+) -> None:
     for s in (subject, sketch):
         with pytest.raises(SubjectError, match=r"did you mean 'model\.layers\.1'"):
             s.hookpoint("model.layer.1")
@@ -94,7 +96,9 @@ def test_the_width_of_a_module_that_never_runs_is_unknown_rather_than_a_crash(sk
         assert "model.layers" in str(problem)
 
 
-@pytest.mark.parametrize("path", [LAYER, "model.layers.1.mlp", "model.layers.0.mlp.gate_proj", "model.layers.2.self_attn"])
+@pytest.mark.parametrize(
+    "path", [LAYER, "model.layers.1.mlp", "model.layers.0.mlp.gate_proj", "model.layers.2.self_attn"]
+)
 def test_the_width_on_a_sketch_is_the_real_width(subject: Subject, sketch: Subject, path: str) -> None:
     real = subject.activations(tokens_of(1), [path])[path].shape[-1]
     assert sketch.width_at(path) == subject.width_at(path) == real
@@ -106,7 +110,7 @@ def test_a_sketch_holds_no_weights_and_the_same_modules(subject: Subject, sketch
     assert sketch.vocabulary_size == subject.vocabulary_size == 400
 
 
-# -- running -----------------------------------------------------------------------------------------------------------
+# -- running -------------------------------------------------------------------------------------------------
 
 
 def test_activations_are_the_hidden_states_of_a_plain_forward_pass(subject: Subject) -> None:
@@ -124,7 +128,9 @@ def test_the_forward_pass_stops_at_the_last_hookpoint(subject: Subject, seen: li
     assert not [name for name in seen if name.startswith(("model.layers.2", "model.norm", "lm_head"))]
 
 
-def test_the_forward_pass_goes_as_deep_as_the_deepest_of_several_hookpoints(subject: Subject, seen: list[str]) -> None:
+def test_the_forward_pass_goes_as_deep_as_the_deepest_of_several_hookpoints(
+    subject: Subject, seen: list[str]
+) -> None:
     found = subject.activations(tokens_of(2), ["model.layers.2.mlp", "model.layers.0"])
     assert set(found) == {"model.layers.2.mlp", "model.layers.0"}
     assert "model.norm" not in seen
@@ -192,10 +198,12 @@ def test_padding_token_lists_keeps_them_and_their_lengths() -> None:
     assert lengths.tolist() == [2, 1]
 
 
-# -- what counts -------------------------------------------------------------------------------------------------------
+# -- what counts ---------------------------------------------------------------------------------------------
 
 
-def usable(subject: Subject, norms: list[list[float]], lengths: list[int], tokens: Tensor | None = None) -> list[list[bool]]:
+def usable(
+    subject: Subject, norms: list[list[float]], lengths: list[int], tokens: Tensor | None = None
+) -> list[list[bool]]:
     activation = torch.zeros(len(norms), len(norms[0]), 4)
     activation[..., 2] = torch.tensor(norms)
     tokens = torch.full(activation.shape[:2], 50) if tokens is None else tokens
@@ -235,10 +243,13 @@ def test_a_context_of_one_token_is_usable(subject: Subject) -> None:
     assert usable(subject, [[3, 0]], [1]) == [[True, False]]
 
 
-# -- tokens ------------------------------------------------------------------------------------------------------------
+# -- tokens --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["Ada walked", "naïve café — “q”", "日本語テキスト", "👩‍👩‍👧 family 🏳️‍🌈", "\t\n\x00\x7f", "ñ", "¡¬®ÿĀ"])
+@pytest.mark.parametrize(
+    "text",
+    ["Ada walked", "naïve café — “q”", "日本語テキスト", "👩‍👩‍👧 family 🏳️‍🌈", "\t\n\x00\x7f", "ñ", "¡¬®ÿĀ"],
+)
 def test_token_bytes_concatenate_to_the_texts_utf8(subject: Subject, text: str) -> None:
     ids = subject.tokenizer(text, add_special_tokens=False)["input_ids"]
     assert b"".join(subject.token_bytes(i) for i in ids) == text.encode()
@@ -256,7 +267,9 @@ def test_every_token_of_the_vocabulary_has_bytes_and_ids_beyond_it_have_none(sub
     assert subject.token_bytes(10**6) == b""
 
 
-def test_byte_tokens_and_word_marks_of_sentencepiece_are_understood(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_byte_tokens_and_word_marks_of_sentencepiece_are_understood(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pieces = {1: "<0xF0>", 2: "▁word", 3: "né"}
     plain = Subject(subject.model, subject.tokenizer, "s", subject.device)
     monkeypatch.setattr(Subject, "_byte_level", False)
@@ -264,7 +277,7 @@ def test_byte_tokens_and_word_marks_of_sentencepiece_are_understood(subject: Sub
     assert [plain.token_bytes(i) for i in (1, 2, 3)] == [b"\xf0", b" word", "né".encode()]
 
 
-# -- what does not fit -------------------------------------------------------------------------------------------------
+# -- what does not fit ---------------------------------------------------------------------------------------
 
 
 def test_contexts_longer_than_the_position_limit_are_refused(subject: Subject, sketch: Subject) -> None:
@@ -310,7 +323,9 @@ def test_a_folder_with_a_broken_model_is_refused_in_one_line(tmp_path: Path) -> 
 def test_truncated_weights_are_refused_in_one_line(tiny: dict[str, Path], tmp_path: Path) -> None:
     for path in tiny["subject"].iterdir():
         content = path.read_bytes()
-        (tmp_path / path.name).write_bytes(content[: len(content) // 2] if path.suffix == ".safetensors" else content)
+        (tmp_path / path.name).write_bytes(
+            content[: len(content) // 2] if path.suffix == ".safetensors" else content
+        )
     with pytest.raises(SubjectError) as problem:
         Subject.load(section(tiny, model=str(tmp_path)))
     assert "\n" not in str(problem.value)

@@ -63,7 +63,9 @@ def test_a_token_without_bytes_is_empty() -> None:
         ([], []),
     ],
 )
-def test_words_cover_the_tokens_that_they_touch(strings: list[str], expected: list[tuple[str, int, int]]) -> None:
+def test_words_cover_the_tokens_that_they_touch(
+    strings: list[str], expected: list[tuple[str, int, int]]
+) -> None:
     assert [tuple(word) for word in words(strings)] == expected
 
 
