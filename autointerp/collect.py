@@ -87,12 +87,11 @@ def _collect(
         allotment=allotment,
     ))  # fmt: skip
     last_save = time.monotonic()
-    position = 0
-    for batch in _batches(stream, settings.subject.batch_contexts, found.documents):
+    position = done
+    bar.advance(done * settings.collect.context_tokens)
+    for batch in _batches(stream, settings.subject.batch_contexts, found.documents, done):
         position += len(batch)
         bar.advance(sum(len(context.tokens) for _, context in batch))
-        if position <= done:
-            continue
         keeper.add(encode_batch(settings, subject, keys.hookpoint, dictionary, batch))
         found.n_contexts = position
         if checkpoint is not None and time.monotonic() - last_save > CHECKPOINT_SECONDS:
@@ -113,23 +112,24 @@ def _resume(keeper: Keeper, keys: Keys, checkpoint: Path | None) -> int:
                 return 0
             keeper.restore(saved)
             return int(saved["n_contexts"])
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as problem:
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as problem:
         raise StoreError(f"checkpoint {checkpoint} cannot be read ({problem}): delete it to start anew") from None
 
 
 def _batches(
-    stream: Iterator[list[Context]], size: int, documents: dict[int, tuple[str, str, int, int]]
+    stream: Iterator[list[Context]], size: int, documents: dict[int, tuple[str, str, int, int]], skip: int
 ) -> Iterator[list[tuple[int, Context]]]:
     """Contexts in corpus order in batches of `size`, each with its document's ordinal; fills `documents`.
 
-    The batches are cut the same way in every run, so a resumed pass sees the same ones.
+    The first `skip` contexts, which a resumed pass has read already, are left out.
     """
     waiting: list[tuple[int, Context]] = []
     for ordinal, group in enumerate(stream):
         if group:
             first = group[0]
             documents[ordinal] = (first.document_id, first.source, first.split, sum(len(c.tokens) for c in group))
-        waiting += [(ordinal, context) for context in group]
+        waiting += [(ordinal, context) for context in group[skip:]]
+        skip = max(skip - len(group), 0)
         while len(waiting) >= size:
             yield waiting[:size]
             waiting = waiting[size:]

@@ -151,8 +151,8 @@ class SimulatorSection(Section):
 class ScoreSection(Section):
     """How predictions are graded."""
 
-    select_passages: Positive = Field(80, description="passages per label on the select split (half of them firing)")
-    score_passages: Positive = Field(160, description="passages per label on the score split (half of them firing)")
+    select_passages: int = Field(80, ge=8, description="passages per label on the select split (half of them firing)")
+    score_passages: int = Field(160, ge=8, description="passages per label on the score split (half of them firing)")
     bootstrap: Positive = Field(1000, description="document bootstrap draws behind each interval")
     nulls: Count = Field(20, description="labels of other features that each feature is also scored with")
 

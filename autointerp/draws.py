@@ -64,6 +64,10 @@ class Design:
         """Stratum A: passages where the feature fires, the first of its uniform sample."""
         return self._facts(feature).firing
 
+    def sample(self, feature: int) -> NDArray[np.int64]:
+        """The whole uniform sample of firing passages, however many a scoring set takes of it."""
+        return self._facts(feature).sample
+
     def _facts(self, feature: int) -> "_Facts":
         """What every scoring set of a feature shares; the last feature asked about is held."""
         if self._held is None or self._held.feature != feature:
@@ -72,6 +76,7 @@ class Design:
             key = mix(self.panel.passages.astype(np.uint64) ^ salted(self.seed * 0x10001 + feature, 3))
             self._held = _Facts(
                 feature=feature,
+                sample=sample.passage,
                 firing=sample.passage[: self.size // 2],
                 silent=self.panel.silent(feature),
                 own=np.asarray(np.isin(self.tokens, top).any(axis=1)),
@@ -109,7 +114,8 @@ class Design:
 @dataclass(frozen=True)
 class _Facts:
     feature: int
-    firing: NDArray[np.int64]  # passage ids
+    sample: NDArray[np.int64]  # passage ids
+    firing: NDArray[np.int64]  # those of them that a scoring set takes
     silent: NDArray[np.bool_]  # [panel passage]
     own: NDArray[np.bool_]  # [panel passage] holds one of the feature's heaviest tokens
     order: NDArray[np.int64]  # panel passages by keyed hash: those drawn first come first
@@ -125,7 +131,7 @@ def claim_threshold(design: Design, simulator: Simulator, labels: list[tuple[int
     """
     firing, silent = [], []
     for feature, label in labels[:CALIBRATION_LABELS]:
-        positives = design.firing(feature)
+        positives = design.sample(feature)
         negatives = design.panel.passages[design.panel.silent(feature)]
         if len(positives) and len(negatives):
             firing.append(simulator.predict([label], positives)[0].max(axis=1))

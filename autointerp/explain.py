@@ -4,6 +4,7 @@ Every enabled method proposes candidates; which of them is the label is decided 
 is no label is a row with its reason, not a gap.
 """
 
+import logging
 import re
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ import numpy as np
 
 from autointerp import prompts
 from autointerp.config import Settings, fingerprint
-from autointerp.errors import ReplyError
+from autointerp.errors import ReplyError, Unreachable
 from autointerp.evidence import ExplainEvidence
 from autointerp.keys import Keys
 from autointerp.llm import Door, Request
@@ -22,6 +23,8 @@ from autointerp.rows import Explanation
 from autointerp.store import Store
 from autointerp.tally import Bar, Tally
 from autointerp.text import words
+
+log = logging.getLogger(__name__)
 
 CHUNK_FEATURES = 16  # features per transaction
 CONTEXT_WORDS = 12  # words shown on each side of an excerpt's strongest token
@@ -52,9 +55,14 @@ def run(
         bar.start(f"explain {method}", total=sum(len(chunk) for chunk in pending), unit="features")
         propose = _Mined(settings, evidence()) if method == "mined" else _Asked(store, settings, evidence())
         for chunk in pending:
-            with store.transaction():
-                rows = [row for found in propose.labels(chunk, keys.collection_id, explainer) for row in found]
-                store.add(rows)
+            try:
+                with store.transaction():
+                    rows = [row for found in propose.labels(chunk, keys.collection_id, explainer) for row in found]
+                    store.add(rows)
+            except Unreachable as problem:  # no rows: these features stay pending
+                log.warning("%s", problem)
+                tally.failed["unreachable"] += len(chunk)
+                continue
             tally.ok += sum(row.status == "ok" for row in rows)
             tally.failed += Counter(row.reason for row in rows if row.reason is not None)
             newest = next((row.label for row in reversed(rows) if row.label), "")
@@ -142,15 +150,18 @@ class _Asked:
 def marked(strings: Sequence[str], positions: Sequence[int], values: Sequence[float]) -> str:
     """An excerpt around the strongest token, on one line, with the words that fire strongly between << and >>.
 
-    Marks that the text itself holds are taken out, so that it cannot fake one.
+    Angle brackets of the text itself are replaced, so that it cannot fake a mark.
     """
-    found = words([s.replace("<<", "").replace(">>", "") for s in strings])
+    strings = [s.replace("<", "‹").replace(">", "›") for s in strings]
+    found = words(strings)
     peak = max(values)
     strong = {p for p, v in zip(positions, values, strict=True) if v >= MARK_SHARE * peak}
     at_peak = positions[int(np.argmax(values))]
-    place = next((i for i, word in enumerate(found) if word.first <= at_peak < word.last), None)
-    if place is None:
+    if not found:
         return " ".join("".join(strings).split())
+    # The peak may be on a space or a line end: then the next word stands for it.
+    place = next((i for i, word in enumerate(found) if word.last > at_peak), len(found) - 1)
+    strong.add(found[place].first)
     pieces: list[str] = []
     previous_end = None
     for word in found[max(place - CONTEXT_WORDS, 0) : place + CONTEXT_WORDS + 1]:
@@ -161,12 +172,17 @@ def marked(strings: Sequence[str], positions: Sequence[int], values: Sequence[fl
     return "".join(pieces)
 
 
-_REFUSAL = re.compile(r"^(i['’]?m sorry|sorry|i can(not|['’]t)|as an ai|i am unable)", re.IGNORECASE)
+_REFUSAL = re.compile(r"^((i['’]?m|i am) (sorry|unable)|sorry[,.!]|i can(not|['’]t)|as an ai)", re.IGNORECASE)
 _OF_THE_PROMPT = {"excerpts", "excerpt", "words", "words or idea", "idea", "the excerpts", "marked words"}
-_THINKING = re.compile(r"^(let me|let['’]s|okay,|first,|looking at|to (determine|find)|we need)", re.IGNORECASE)
+_THINKING = re.compile(
+    r"^(<think|let (me|us) (see|look|think|analy|find|start)|let['’]s (see|look|think|analy)|okay[,.]|"
+    r"first,? (i|we|let)\b|looking at|to (determine|find)|we need)",
+    re.IGNORECASE,
+)
 _PREFIX = re.compile(
-    r"^(the )?(marked )?(words?|phrases?|excerpts?|tokens?)?( that)?"
-    r"( (all )?(have in common|share|are|is))?( that)?\s*:\s*",
+    r"^(sure[!,.]\s*)?(label|answer|explanation|words or idea|"
+    r"(the )?(marked )?(words?|phrases?|excerpts?|tokens?)?( that)?"
+    r"( (all )?(have in common|share|are|is))?( that)?)\s*:\s*|^sure[!,.]\s*",
     re.IGNORECASE,
 )
 
@@ -178,9 +194,9 @@ def clean_label(reply: str, given: Sequence[str], max_words: int) -> str:
     Raises ReplyError with the reason when the reply is no label: empty, refusal, reasoning (leaked), echo (an example
     answer, or five words and more of an excerpt), marks, too_long.
     """
-    lines = [line.strip(" \t-*•\"'“”`") for line in reply.strip().splitlines()]
-    line = next((text for text in lines if text), "")
-    line = _PREFIX.sub("", line).strip(" \"'“”`.")
+    lines = [line.strip(" \t-*•`") for line in reply.strip().splitlines()]
+    line = next((text for text in lines if text.strip("\"'“”")), "")
+    line = _unquoted(_PREFIX.sub("", line).strip(" `").removesuffix("."))
     if not line or not any(c.isalnum() for c in line):
         raise ReplyError("empty")
     if _REFUSAL.match(line):
@@ -197,6 +213,15 @@ def clean_label(reply: str, given: Sequence[str], max_words: int) -> str:
         raise ReplyError("echo")
     if len(line.split()) > max_words:
         raise ReplyError("too_long")
+    return line
+
+
+def _unquoted(line: str) -> str:
+    """The line without quotation marks around the whole of it; marks around single words stay."""
+    for opening, closing in (('"', '"'), ("'", "'"), ("“", "”")):
+        inner = line[1:-1]
+        if len(line) > 2 and line[0] == opening and line[-1] == closing and not {opening, closing} & set(inner):
+            return inner.strip(" .")
     return line
 
 

@@ -83,6 +83,7 @@ def write(reading: Reading, format: str, folder: Path, output: Path | None = Non
                 _write_csv(file, SCHEMA.names, [list(row.values()) for row in rows])
         scratch.replace(path)
     except OSError as problem:
+        scratch.unlink(missing_ok=True)
         raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from None
     return path
 

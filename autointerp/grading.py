@@ -102,7 +102,7 @@ class Grading:
         design = self.design("select")
         simulator = self.simulator
         self.read(design.panel.passages)
-        self.read(np.concatenate([design.firing(f) for f in first] or [np.empty(0, dtype=np.int64)]))
+        self.read(np.concatenate([design.sample(f) for f in first] or [np.empty(0, dtype=np.int64)]))
         return claim_threshold(design, simulator, sorted(first.items()))
 
     def cells(self, feature: int, labels: Sequence[str], split: Split) -> list[list[Cell]]:

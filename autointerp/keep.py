@@ -381,7 +381,9 @@ class Keeper:
         wanted = np.zeros(len(ids), dtype=bool)
         wanted[chosen] = True
         inside = np.flatnonzero(wanted[passage])
-        inside = inside[np.argsort(passage[inside].astype(np.uint16), kind="stable")]  # radix sort; keeps feature order
+        # A stable sort keeps the order of features; on 16 bits it is a radix sort.
+        narrow = np.uint16 if len(ids) <= 2**16 else np.int64
+        inside = inside[np.argsort(passage[inside].astype(narrow), kind="stable")]
         lengths = np.bincount(passage[inside], minlength=len(ids))[chosen]
         firing = Ragged(
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),

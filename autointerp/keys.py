@@ -63,8 +63,11 @@ def keys(settings: Settings, sketch: Subject, dictionary: Dictionary) -> Keys:
     explainers = {method: explainer_id(settings, method) for method in settings.explainer.methods}
     simulator_id = fingerprint([settings.simulator.model_dump(), SIMULATOR_VERSION])
     score = settings.score
-    # B is drawn with the simulator's claims, so the design belongs to the simulator.
-    scorer_id = fingerprint([score.model_dump(), simulator_id, settings.run.seed, SCORER_VERSION])
+    # The design holds whatever decides which passages are drawn: the simulator, whose claims B is made of; the
+    # selected features, whose labels its threshold is fitted on and nulls are taken from; and the explainers, because
+    # the candidates of a feature are ranked on the union of their B.
+    design = [score.model_dump(), simulator_id, sorted(explainers.values()), settings.features.model_dump()]
+    scorer_id = fingerprint([*design, settings.run.seed, SCORER_VERSION])
     return Keys(collection_id, hookpoint, explainers, simulator_id, scorer_id)
 
 

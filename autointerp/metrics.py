@@ -110,6 +110,8 @@ def mean_interval(values: F64, draws: int, random: np.random.Generator) -> Inter
     """Mean over features with its percentile-bootstrap 95 % interval; None throughout for no values."""
     if not len(values):
         return Interval(None, None, None)
+    if not np.isfinite(values).all():
+        raise ValueError("values must be finite")
     means = values[random.integers(len(values), size=(draws, len(values)))].mean(axis=1)
     lo, hi = np.quantile(means, [0.025, 0.975])
     return Interval(float(values.mean()), float(lo), float(hi))
@@ -123,6 +125,8 @@ def balanced_threshold(firing: F64, silent: F64) -> float:
     """
     if not len(firing) or not len(silent):
         raise ValueError("a threshold needs firing and silent passages")
+    if not (np.isfinite(firing).all() and np.isfinite(silent).all()):
+        raise ValueError("peaks must be finite")
     values = np.unique(np.concatenate([firing, silent]))
     tpr = 1 - np.searchsorted(np.sort(firing), values, side="right") / len(firing)
     tnr = np.searchsorted(np.sort(silent), values, side="right") / len(silent)

@@ -2,7 +2,8 @@
 
 Tables have no indexes: rows are written sorted by feature, so zone maps find a feature's rows, and an index would
 double the file for nothing. What must never be wrong is said in CHECKs: a value exists exactly when the status is ok,
-and a NaN is not a value.
+and a NaN is not a value (it sorts above every number, so BETWEEN refuses it; isfinite() would do the same, but a
+database that was killed could not replay its log with it).
 """
 
 STEPS: tuple[tuple[str, str], ...] = (
@@ -70,14 +71,16 @@ STEPS: tuple[tuple[str, str], ...] = (
         CREATE TABLE simulation (
             explanation_id VARCHAR NOT NULL, simulator_id VARCHAR NOT NULL, split split NOT NULL,
             passage_id BIGINT NOT NULL, status status NOT NULL, reason VARCHAR, positions UTINYINT[], predicted FLOAT[],
-            CHECK ((status = 'ok') = (predicted IS NOT NULL)), CHECK ((status = 'ok') = (positions IS NOT NULL))
+            CHECK ((status = 'ok') = (predicted IS NOT NULL)), CHECK ((status = 'ok') = (positions IS NOT NULL)),
+            CHECK (positions IS NULL OR len(positions) = len(predicted))
         );
         CREATE TABLE score (
             score_id VARCHAR NOT NULL, explanation_id VARCHAR NOT NULL, collection_id VARCHAR NOT NULL,
             feature INTEGER NOT NULL, split split NOT NULL, simulator_id VARCHAR NOT NULL, scorer_id VARCHAR NOT NULL,
             metric VARCHAR NOT NULL, status status NOT NULL, value DOUBLE, lo DOUBLE, hi DOUBLE, n INTEGER NOT NULL,
             reason VARCHAR,
-            CHECK ((status = 'ok') = (value IS NOT NULL AND isfinite(value))),
+            CHECK ((status = 'ok') = (value IS NOT NULL AND value BETWEEN -1e308 AND 1e308)),
+            CHECK (lo IS NULL OR lo BETWEEN -1e308 AND 1e308), CHECK (hi IS NULL OR hi BETWEEN -1e308 AND 1e308),
             CHECK ((status = 'ok') = (reason IS NULL))
         );
         CREATE TABLE call (

@@ -74,6 +74,8 @@ class Miner:
     def _hits(self, feature: int) -> "Iterator[_Hit]":
         """Every firing word with its neighbours; a word's activation is the largest of its tokens'."""
         passages, firing, weight = self.evidence.firing(feature)
+        if not len(firing.row):
+            return
         order = np.argsort(firing.row, kind="stable")
         rows, starts = np.unique(firing.row[order], return_index=True)
         for row, group in zip(rows, np.split(order, starts[1:]), strict=True):
@@ -93,17 +95,17 @@ class Miner:
         content = [s for s in singles if _has_letters(s.key)]
         best = best_prefix(content or singles, self.background.total)
         listed = [s.key for s in (content or singles)]
-        yield ", ".join(listed[: max(best, 1)])
+        yield _list(listed[: max(best, 1)])
         for n in (1, 2, 3, 5, MAX_LISTED):
-            yield ", ".join(listed[:n])
+            yield _list(listed[:n])
         before = self._pairs(hits, -1, scale)
         after = self._pairs(hits, +1, scale)
-        yield ", ".join(before[:2])
-        yield ", ".join(after[:2])
+        yield _list(before[:2])
+        yield _list(after[:2])
         topic = self._topic(hits)
-        yield ", ".join([*listed[:2], *topic[:2]])
-        yield ", ".join(topic[:4])
-        yield ", ".join([*after[:1], *before[:1], *listed[:1]])
+        yield _list([*listed[:2], *topic[:2]])
+        yield _list(topic[:4])
+        yield _list([*after[:1], *before[:1], *listed[:1]])
 
     def _rank(self, hits: "list[_Hit]", scale: float) -> list[Stats]:
         """Firing words, those first that carry much activation for how common they are."""
@@ -120,7 +122,7 @@ class Miner:
             other = hit.place + step
             if 0 <= other < len(hit.words):
                 pair = (hit.words[other], hit.word) if step < 0 else (hit.word, hit.words[other])
-                if _has_letters(pair[0]) or _has_letters(pair[1]):
+                if _has_letters(pair[0]) and _has_letters(pair[1]):
                     mass[pair] += hit.value * scale
         counts = self.background.pairs
         ranked = sorted(mass, key=lambda p: (-mass[p] / np.sqrt(max(counts.get(p, 0), 1)), p))
@@ -180,6 +182,10 @@ def _word_of_token(found: list[Word]) -> dict[int, int]:
         for token in range(word.first, word.last):
             places.setdefault(token, place)
     return places
+
+
+def _list(items: list[str]) -> str:
+    return ", ".join(dict.fromkeys(items))
 
 
 def _has_letters(text: str) -> bool:

@@ -52,7 +52,8 @@ class Row:
 def render(reading: Reading, store: Store) -> str:
     """The page of a run."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
     environment.filters |= {"number": number, "visible": visible, "share": _share}
     script = (TEMPLATES / "report.js").read_text("utf-8")
@@ -123,6 +124,12 @@ def _tenths(share: float, faint: float = 0.0) -> int:
     return 0 if share <= faint else max(1, min(9, round(share * 9)))
 
 
+def _figure(value: float | None, spec: str = ".2f") -> str:
+    """A number as it is set on the page: a true minus, no minus before a rounded zero, a dash for none."""
+    text = number(value, spec) if value is not None else "–"
+    return text.replace("-", "−") if any(c in "123456789" for c in text) or value is None else text.lstrip("+-")
+
+
 def _share(value: float | None, low: float = -0.2) -> str:
     """Where a grade lies on the interval bar, which runs from -0.2 to 1, in per cent."""
     return f"{100 * (min(max(value if value is not None else low, low), 1.0) - low) / (1.0 - low):.1f}"
@@ -144,10 +151,12 @@ def _distribution(labels: list[Label]) -> Markup | None:
         bins = np.arange(np.floor(low * 20) / 20, 1.0501, 0.05)
         chart.axes.hist(ranks, bins=bins, color=ACCENT, alpha=0.75, label="labels (r_rank)", rwidth=0.9)
         chart.axes.hist(lookup, bins=bins, histtype="step", color=SECOND, lw=1.8, label="token look-up (r_tok)")
-        chart.axes.hist(null, bins=bins, histtype="step", color=THIRD, lw=1.4, ls="--", label="others' labels (null)")
         # Null labels all lie near 0: their peak must not flatten the distribution that the page is about.
-        tallest = max(np.histogram(v, bins=bins)[0].max(initial=0) for v in (ranks, lookup))
-        chart.axes.set_ylim(0, tallest * 1.35)
+        tallest, peak = (max(np.histogram(v, bins=bins)[0].max() for v in of) for of in ((ranks, lookup), (null,)))
+        top = tallest * 1.35
+        name = "others' labels (null)" + (f", peak {peak} cut off" if peak > top else "")
+        chart.axes.hist(null, bins=bins, histtype="step", color=THIRD, lw=1.4, ls="--", label=name)
+        chart.axes.set_ylim(0, top)
         chart.axes.set_xlabel("correlation with the true activations, on text nobody has seen")
         chart.axes.set_ylabel("features")
         chart.axes.legend(frameon=False, labelcolor=INK, loc="upper right")

@@ -5,7 +5,6 @@ export. Stages do not know one another; what passes between them are tables.
 """
 
 import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -39,14 +38,10 @@ def prepare(settings: Settings) -> Prepared:
 
     Raises a UserError naming the first thing that is missing or does not fit.
     """
-    populations.check_selection(settings.features.select)
     if not corpus.files(settings.corpus.source):
         raise CorpusError(f"corpus {settings.corpus.source!r} holds no file")
     dictionary = load_dictionary(settings.dictionary.source, settings.dictionary.name)
-    if re.match(r"[\d\w.\-]*/?\d", settings.features.select) and ":" not in settings.features.select:
-        for word in re.split(r"[,\s]+", settings.features.select):
-            if re.fullmatch(r"([\w.\-]+/)?\d+", word):
-                populations.feature_index(word, dictionary.name, dictionary.width)
+    populations.check_selection(settings.features.select, dictionary.name, dictionary.width)
     if "llm" in settings.explainer.methods:
         prompts.locate(settings.explainer.prompt)
         resolve_model(settings.explainer.model)

@@ -65,8 +65,7 @@ def select(text: str, found: Population, seed: int, dictionary: str) -> list[int
     elif text == "all":
         chosen = eligible
     else:
-        words = Path(text).read_text("utf-8").split() if Path(text).is_file() else re.split(r"[,\s]+", text)
-        chosen = np.array([feature_index(w, dictionary, len(found.dead)) for w in words if w], dtype=np.int64)
+        chosen = np.array([feature_index(w, dictionary, len(found.dead)) for w in listed(text)], dtype=np.int64)
     if not len(chosen):
         counts = ", ".join(f"{n} {kind}" for kind, n in found.counts.items())
         raise FeatureError(
@@ -75,11 +74,36 @@ def select(text: str, found: Population, seed: int, dictionary: str) -> list[int
     return sorted({int(i) for i in chosen})
 
 
-def check_selection(text: str) -> None:
+def listed(text: str) -> list[str]:
+    """The feature ids that a selection lists, itself or in the file that it names."""
+    if _is_file(text):
+        try:
+            text = Path(text).read_text("utf-8")
+        except (OSError, UnicodeDecodeError):
+            raise FeatureError(f"features.select: the file {text} cannot be read as UTF-8 text") from None
+    return [word for word in re.split(r"[,\s]+", text) if word]
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return False
+
+
+def check_selection(text: str, dictionary: str, width: int) -> None:
     """Raises FeatureError for a selection that cannot mean anything, before any work is done."""
-    known = re.fullmatch(r"random:[1-9]\d*|density:[0-9.eE+-]+\.\.[0-9.eE+-]+|all", text)
-    listed = all(re.fullmatch(r"([\w.\-]+/)?\d+", word) for word in re.split(r"[,\s]+", text) if word) and text.strip()
-    if not known and not listed and not Path(text).is_file():
+    if re.fullmatch(r"random:[1-9]\d*|all", text):
+        return
+    if match := re.fullmatch(r"density:([0-9.eE+-]+?)\.\.([0-9.eE+-]+)", text):
+        _number(match[1], text)
+        _number(match[2], text)
+        return
+    words = listed(text)
+    if words and (_is_file(text) or all(re.fullmatch(r"([\w.\-]+/)?\d+", word) for word in words)):
+        for word in words:
+            feature_index(word, dictionary, width)
+    else:
         raise FeatureError(
             f"features.select = {text!r}: expected random:64, 0,17,650, all, density:1e-4..1e-2, or a file of indices"
         )
@@ -88,7 +112,7 @@ def check_selection(text: str) -> None:
 def feature_index(text: str, dictionary: str, width: int) -> int:
     """The index of a feature given as `17` or `dictionary/17`. Raises FeatureError when there is none."""
     name, _, number = text.rpartition("/")
-    if not number.isdigit() or name not in {"", dictionary}:
+    if not (number.isascii() and number.isdigit()) or name not in {"", dictionary}:
         raise FeatureError(f"no feature {text!r}: expected an index such as 17, or {dictionary}/17")
     if int(number) >= width:
         raise FeatureError(f"no feature {text!r}: {dictionary} has {width} features, 0 to {width - 1}")

@@ -42,10 +42,17 @@ def fill(name: str, **holes: str) -> list[dict[str, str]]:
     never read as a template itself.
     """
     text = locate(name).read_text("utf-8")
-    wanted = {field for _, field, _, _ in string.Formatter().parse(text) if field}
+    try:
+        wanted = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+    except ValueError as problem:
+        raise ConfigError(
+            f"prompt {name!r}: {problem}; a brace that is no hole is written twice: {{{{ or }}}}"
+        ) from None
     if wanted != set(holes):
         raise ConfigError(f"prompt {name!r} has holes {sorted(wanted)}, but is filled with {sorted(holes)}")
     sections = re.split(r"^# (system|user|assistant)\s*$", text, flags=re.MULTILINE)
+    if len(sections) < 3:
+        raise ConfigError(f"prompt {name!r} has no section: expected lines such as '# system' and '# user'")
     return [
         {"role": role, "content": body.strip().format(**holes)}
         for role, body in zip(sections[1::2], sections[2::2], strict=True)

@@ -239,7 +239,8 @@ def headline(reading: Reading) -> list[str]:
     kinds = s["population"]
     return [
         f"{c['dictionary']} at {c['hookpoint']} of {c['subject']}",
-        f"{sum(c['n_tokens']):,} usable tokens of {sum(c['n_documents']):,} documents; {kinds['live']:,} live features: "
+        f"{sum(c['n_tokens']):,} usable tokens of {sum(c['n_documents']):,} documents; "
+        f"{kinds['live']:,} live features: "
         f"{kinds['eligible']:,} eligible, {kinds['dense']:,} dense, "
         f"{kinds['too_rare']:,} too rare; {kinds['dead']:,} dead",
         f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], "
@@ -278,6 +279,10 @@ def write(reading: Reading, store: Store, folder: Path) -> Path:
 
     path = folder / "report.html"
     scratch = path.with_suffix(".writing")
-    scratch.write_text(render(reading, store), "utf-8")
-    scratch.replace(path)
+    try:
+        scratch.write_text(render(reading, store), "utf-8")
+        scratch.replace(path)
+    except OSError as problem:
+        scratch.unlink(missing_ok=True)
+        raise StoreError(f"cannot write {path}: {problem.strerror or problem}") from None
     return path

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from autointerp.evidence import Texts
-from autointerp.export import printable
 from autointerp.population import feature_index
 from autointerp.report import Label, Reading, number
 from autointerp.rows import Explanation, Score, Split
 from autointerp.store import Sparse, Store
+from autointerp.text import printable
 
 KINDS = {
     "top": "strongest passages of the explain split",
@@ -161,7 +161,7 @@ class Library:
             return _Predictions({}, {}, {})
         run, key = self.reading.run, label.explanation_id
         sparse, failed = self.store.simulations(key, run.simulator_id, "score")
-        cells = {
+        cells: dict[int, tuple[str, str]] = {
             d.passage_id: (d.stratum, d.kind) for d in self.store.drawn([key], run.scorer_id, "score").get(key, [])
         }
         return _Predictions(_by_passage(sparse), failed, cells)

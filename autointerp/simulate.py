@@ -58,7 +58,7 @@ def _draw(
 ) -> dict[str, list[Draw]]:
     """The scoring set of each candidate of a feature; sets that are new are added to the store."""
     scorer = grading.run.scorer_id
-    rows = {e.explanation_id: drawn[e.explanation_id] for e in group if e.explanation_id in drawn}
+    rows = {e.explanation_id: list(drawn[e.explanation_id]) for e in group if e.explanation_id in drawn}
     new = [(e.explanation_id, grading.key(e)) for e in group if e.explanation_id not in drawn]
     for (key, _), cells in zip(new, grading.cells(feature, [label for _, label in new], split), strict=True):
         rows[key] = [row for cell in cells for row in cell.rows(key, scorer, split)]

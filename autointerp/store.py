@@ -9,9 +9,9 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import duckdb
 import numpy as np
@@ -79,6 +79,7 @@ class Store:
         self, connection: duckdb.DuckDBPyConnection, path: Path | None, snapshot_of: Path | None = None
     ) -> None:
         self.db, self.path, self.snapshot_of = connection, path, snapshot_of
+        self._file: BinaryIO | None = None
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -164,6 +165,8 @@ class Store:
     def close(self) -> None:
         """Close the file; a writer's snapshot is removed, because readers can open the file itself again."""
         self.db.close()
+        if self._file is not None:
+            self._file.close()
         if self.path is not None and self.snapshot_of is None:
             snapshot_path(self.path).unlink(missing_ok=True)
 
@@ -203,8 +206,14 @@ class Store:
         if self.path is None:
             return
         self.db.execute("CHECKPOINT")
+        # The file is read through one descriptor that stays open until the database is closed: closing any
+        # descriptor of a file drops this process' POSIX locks on it, DuckDB's among them.
+        if self._file is None:
+            self._file = self.path.open("rb")
         scratch = self.path.with_suffix(".writing")
-        shutil.copyfile(self.path, scratch)
+        self._file.seek(0)
+        with scratch.open("wb") as copy:
+            shutil.copyfileobj(self._file, copy, 2**20)
         scratch.replace(snapshot_path(self.path))
 
     # -- writing ---------------------------------------------------------------------------------------------------
@@ -224,6 +233,9 @@ class Store:
 
     def ask(self, run: Run) -> None:
         """Record what is asked for, as the latest run."""
+        known = self._one("SELECT features FROM run WHERE run_id = ?", [run.run_id])
+        if run.features is None and known is not None:
+            run = replace(run, features=known[0])  # the selection is known from an earlier stage
         with self.transaction():
             self.db.execute("DELETE FROM run WHERE run_id = ?", [run.run_id])
             self.add([run])
@@ -489,7 +501,7 @@ def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
         return duckdb.connect(str(path), read_only=read_only, config=config)
     except duckdb.Error as problem:
         text = str(problem)
-        if "lock" in text:
+        if "Could not set lock" in text:
             holder = re.search(r"PID (\d+)", text)
             who = f" (process {holder[1]})" if holder else ""
             raise StoreBusy(f"{path} is in use by another run{who}: wait for it, or choose another run.name") from None

@@ -14,7 +14,7 @@ from autointerp.report import Reading
 from autointerp.show import Library
 from autointerp.store import Store
 from autointerp.tally import Bar
-from tests.conftest import tiny_overrides
+from tests.conftest import tiny_overrides, write_dictionary
 
 HOSTILE = '</script><script>alert("x")</script>"><img src=x onerror=alert(1)>\x1b[31m\u202egnp.exe'
 LOADING = {"script", "img", "iframe", "object", "embed", "link", "video", "audio", "source", "base", "form", "image"}
@@ -46,7 +46,12 @@ class Tags(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reading, Store]]:
     """A finished run over the tiny parts."""
-    settings = config.load(None, tiny_overrides(tiny, tmp_path_factory.mktemp("page")))
+    # A dictionary sparse enough that features are silent on most passages, so that there are hard negatives.
+    sparse = write_dictionary(tmp_path_factory.mktemp("sparse") / "sae", width=512, k=2)
+    settings = config.load(None, tiny_overrides(
+        tiny, tmp_path_factory.mktemp("page"), dictionary__source=sparse, features__select="random:4",
+        explainer__candidates=2, score__nulls=2, score__select_passages=10, score__score_passages=20,
+    ))  # fmt: skip
     with Store.create(settings.database) as store:
         Pipeline(store, prepare(settings), Bar(), print).all()
         yield report.read(store), store
@@ -99,7 +104,8 @@ def test_untrusted_text_is_text(run: tuple[Reading, Store], html: str, monkeypat
 
     monkeypatch.setattr(Library, "look_up", hostile)
     spoilt = changed(reading, label=HOSTILE)
-    spoilt = replace(spoilt, run=replace(reading.run, name=HOSTILE), collection=reading.collection | {"corpus": HOSTILE})
+    collection = reading.collection | {"corpus": HOSTILE}
+    spoilt = replace(spoilt, run=replace(reading.run, name=HOSTILE), collection=collection)
     result = page.render(spoilt, store)
     tags = Tags(result)
     assert 'alert("x")' in tags.text  # it is there to be read

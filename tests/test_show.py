@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from autointerp.pipeline import Pipeline, prepare
 from autointerp.report import Reading
 from autointerp.store import Store
 from autointerp.tally import Bar
-from tests.conftest import tiny_overrides
+from tests.conftest import tiny_overrides, write_dictionary
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 <script>alert(1)</script> \u202egnp.exe\u200f [bold]markup[/bold]"
 
@@ -24,7 +25,12 @@ HOSTILE = "\x1b[31mred\x1b]0;title\x07 <script>alert(1)</script> \u202egnp.exe\u
 @pytest.fixture(scope="module")
 def run(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reading, Store]]:
     """A finished run over the tiny parts."""
-    settings = config.load(None, tiny_overrides(tiny, tmp_path_factory.mktemp("show")))
+    # A dictionary sparse enough that features are silent on most passages, so that there are hard negatives.
+    sparse = write_dictionary(tmp_path_factory.mktemp("sparse") / "sae", width=512, k=2)
+    settings = config.load(None, tiny_overrides(
+        tiny, tmp_path_factory.mktemp("show"), dictionary__source=sparse, features__select="random:4",
+        explainer__candidates=2, score__nulls=2, score__select_passages=10, score__score_passages=20,
+    ))  # fmt: skip
     with Store.create(settings.database) as store:
         Pipeline(store, prepare(settings), Bar(), print).all()
         yield report.read(store), store
@@ -40,7 +46,8 @@ def found(run: tuple[Reading, Store]) -> show.Found:
 def printed(found: show.Found, colour: bool = False, width: int = 100) -> str:
     """What the terminal is sent."""
     out = io.StringIO()
-    show.to_terminal(found, Console(file=out, width=width, force_terminal=colour, color_system="truecolor" if colour else None))
+    system: Literal["truecolor"] | None = "truecolor" if colour else None
+    show.to_terminal(found, Console(file=out, width=width, force_terminal=colour, color_system=system))
     return out.getvalue()
 
 
@@ -53,8 +60,8 @@ def test_json_holds_whole_passages_with_one_activation_per_token(found: show.Fou
         for context in contexts:
             assert len(context["activations"]) == len(context["strings"])
             assert context["predicted"] is None or len(context["predicted"]) == len(context["strings"])
-            text = "".join(s for i, s in enumerate(context["strings"]) if i not in context["masked"][:1] or context["start"])
-            assert text in corpus, kind
+            text = "".join(context["strings"]).removeprefix("<s>")
+            assert len(text) > 20 and text in corpus, kind
 
 
 def test_firing_contexts_fire_and_negatives_are_silent(found: show.Found, run: tuple[Reading, Store]) -> None:
@@ -104,7 +111,7 @@ def test_index_and_id_name_the_same_feature(run: tuple[Reading, Store], found: s
 
 
 def test_contexts_are_limited_per_kind(run: tuple[Reading, Store], found: show.Found) -> None:
-    assert {len(c) for c in show.look_up(*run, found.feature_id, 2).contexts.values()} == {2}
+    assert [len(c) for c in show.look_up(*run, found.feature_id, 2).contexts.values()] == [2, 2, 2, 2]
 
 
 def test_a_feature_outside_the_selection_has_contexts_but_no_label(run: tuple[Reading, Store]) -> None:

