@@ -323,10 +323,11 @@ def train(
     """
     from rich.progress import Progress
 
-    from autointerp.dictionary.train import Recipe, train_dictionary
+    from autointerp.dictionary.train import Recipe, check, train_dictionary
 
     settings = _settings(config, overrides)
     recipe = Recipe(architecture, width, k, l1, tokens, buffer, lr=lr, seed=settings.run.seed)
+    check(recipe, output)
     with Progress(console=Console(stderr=True)) as progress:
         fitness = train_dictionary(settings, recipe, output, progress)
     print(

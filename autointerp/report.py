@@ -212,19 +212,23 @@ def to_terminal(reading: Reading, console: Console, limit: int | None = None) ->
     labels = sorted(
         reading.labels, key=lambda label: (-(label.r_rank if label.r_rank is not None else -2), label.feature)
     )
+    wide = console.width >= 104  # in a narrow terminal the label matters more than the last columns
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("feature", justify="right", style="cyan")
     table.add_column("label", ratio=1, overflow="fold")
-    table.add_column("by", style="dim")
-    for name in ("r_rank", "95 %", "r_tok", "lift", "null", "density"):
-        table.add_column(name, justify="right")
+    for name in ("r_rank", "95 %", "r_tok", "lift", *(("null", "density", "by") if wide else ())):
+        table.add_column(name, justify="right", no_wrap=True)
     for label in labels[:limit]:
-        table.add_row(
-            str(label.feature),
-            Text(printable(label.label) if label.label else f"({label.reason})", style="" if label.label else "dim"),
-            label.method or "", _grade(label.r_rank), _ends(label.r_rank_lo, label.r_rank_hi), number(label.r_tok),
-            number(label.lift, "+.2f"), number(label.null), f"{label.density:.1e}",
-        )  # fmt: skip
+        text = Text(printable(label.label)) if label.label else Text(f"({label.reason})", style="dim")
+        cells = [
+            _grade(label.r_rank),
+            _ends(label.r_rank_lo, label.r_rank_hi),
+            number(label.r_tok),
+            number(label.lift, "+.2f"),
+        ]
+        if wide:
+            cells += [number(label.null), f"{label.density:.1e}", label.method or ""]
+        table.add_row(str(label.feature), text, *cells)
     parts: list[Any] = [table]
     if limit is not None and len(labels) > limit:
         parts.append(Text(f"... and {len(labels) - limit} more (--all shows them)", style="dim"))

@@ -497,9 +497,6 @@ def test_the_report_as_json_has_every_figure_that_was_promised(autointerp: Autoi
     assert left(done) == before, "figures for a script write no file"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="report.write lets the OSError through, and leaves report.writing behind"
-)
 def test_a_page_that_cannot_be_written_is_refused(autointerp: Autointerp, done: Path) -> None:
     (done / "report.html").mkdir()
     refused(autointerp("report", done), "report.html")
@@ -561,14 +558,12 @@ def test_config_shows_every_key_with_its_value_and_meaning(autointerp: Autointer
 TRAIN = "refused only once the progress bar is up, which adds an empty line to stderr"
 
 
-@pytest.mark.xfail(strict=True, reason=TRAIN)
 def test_train_refuses_a_folder_that_is_not_empty(autointerp: Autointerp, tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "a").write_text("mine")
     refused(autointerp("train", "-o", tmp_path / "full"), "not empty")
 
 
-@pytest.mark.xfail(strict=True, reason=TRAIN)
 def test_train_refuses_an_unknown_architecture(autointerp: Autointerp, tmp_path: Path) -> None:
     refused(autointerp("train", "-o", tmp_path / "new", "--architecture", "gated"), "gated", "topk")
     assert not (tmp_path / "new").exists()

@@ -380,9 +380,6 @@ def test_a_pass_that_was_interrupted_goes_on_and_gives_the_rows_of_an_undisturbe
     assert not checkpoint.exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a batch that straddles the checkpoint is added whole: contexts count twice"
-)
 def test_a_pass_resumed_with_another_batch_size_reads_every_context_once(
     reference: Collected, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

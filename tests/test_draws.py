@@ -215,12 +215,11 @@ def test_a_larger_set_contains_the_smaller_one(store: Store, drawn: Design) -> N
         assert smaller <= set(holding(larger.cells(2, claims(0.3)), stratum))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="sets of fewer than 8 passages lose the population of a kind of which none is drawn"
-)
 def test_populations_add_up_in_the_smallest_sets_too(store: Store) -> None:
-    cells = design(store, cfg=ScoreSection(score_passages=4)).cells(2, claims(0.3))
+    cells = design(store, cfg=ScoreSection(score_passages=8)).cells(2, claims(0.3))
     assert sum(c.population for c in cells) == pytest.approx(N)
+    with pytest.raises(ValueError, match="greater than or equal to 8"):  # smaller ones would leave a kind undrawn
+        ScoreSection(score_passages=7)
 
 
 # -- what counts as claimed ----------------------------------------------------------------------------------

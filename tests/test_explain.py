@@ -82,20 +82,15 @@ def test_a_reply_that_is_no_label_is_refused_with_its_reason(reply: str, reason:
 
 
 @pytest.mark.parametrize("label", ["first, second, third", "let me, let us", "sorry and other apologies"])
-@pytest.mark.xfail(
-    strict=True, raises=ReplyError, reason="a label that begins like a refusal or like reasoning is refused"
-)
 def test_a_label_that_lists_such_words_is_no_refusal_and_no_reasoning(label: str) -> None:
     assert clean_label(label, SHOWN, 12) == label
 
 
-@pytest.mark.xfail(strict=True, reason="only 'I am unable' is known, not its short form")
 def test_a_refusal_in_short_form_is_no_label() -> None:
     with pytest.raises(ReplyError):
         clean_label("I'm unable to determine what they share", SHOWN, 12)
 
 
-@pytest.mark.xfail(strict=True, reason="the first line of a reply is taken, and that is the tag")
 @pytest.mark.parametrize(
     "reply", ["<think>\nHm, what do they share\n</think>\n\ncolours", "<think>\nHm, what do they"]
 )
@@ -107,7 +102,6 @@ def test_a_tag_of_leaked_reasoning_is_no_label(reply: str) -> None:
     assert label in {"colours", "reasoning"}
 
 
-@pytest.mark.xfail(strict=True, reason="quotation marks are stripped from both ends of a list")
 def test_a_list_of_quoted_words_keeps_its_quotation_marks_in_pairs() -> None:
     label = clean_label('"red", "blue"', SHOWN, 12)
     assert label in {'"red", "blue"', "red, blue"}
@@ -155,7 +149,6 @@ def test_marks_in_the_text_are_taken_out(strings: list[str]) -> None:
     assert marks(marked(strings, [len(strings) - 1], [1.0])) == ["dog"]
 
 
-@pytest.mark.xfail(strict=True, reason="marks are taken out token by token, so two tokens `<` make one")
 @pytest.mark.parametrize(
     "strings", [["<", "<", "evil", ">", ">", " dog"], ["a", "<<<", "<evil>>>", ">", ".", " dog"]]
 )
@@ -163,14 +156,10 @@ def test_marks_that_are_spread_over_tokens_are_taken_out(strings: list[str]) -> 
     assert marks(marked(strings, [len(strings) - 1], [1.0])) == ["dog"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="where the strongest token is a space or a line end, nothing is marked"
-)
 def test_an_excerpt_marks_something_wherever_the_feature_fires() -> None:
     assert marks(marked(["Ada", " was", " ", "42", " years"], [2], [1.0])) != []
 
 
-@pytest.mark.xfail(strict=True, reason="where the strongest token is no word, the raw text is returned")
 def test_marks_in_the_text_are_taken_out_where_the_strongest_token_is_no_word() -> None:
     assert "evil" not in marks(marked(["a <<evil>>", "\n", "dog"], [1], [1.0]))
 
@@ -298,9 +287,6 @@ def test_a_failure_halfway_keeps_what_is_done_and_the_rest_pending(
     assert [row.label for row in rows] == ["colours", "names"] + ["places"] * 4
 
 
-@pytest.mark.xfail(
-    strict=True, raises=Unreachable, reason="nobody catches Unreachable: it ends the run with a traceback"
-)
 def test_a_model_that_cannot_be_reached_leaves_the_work_pending_and_the_run_alive(
     explain: Explain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,9 +299,6 @@ def test_a_model_that_cannot_be_reached_leaves_the_work_pending_and_the_run_aliv
     assert len(explain(["colours"] * 6)[0]) == 6
 
 
-@pytest.mark.xfail(
-    strict=True, raises=ValueError, reason="mine._hits cannot split an empty list: a traceback"
-)
 def test_a_selected_feature_that_never_fires_has_a_row_that_says_so(
     tiny: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -177,7 +177,6 @@ def test_an_output_in_a_folder_that_is_not_there_is_refused_in_one_line(
 
 
 @pytest.mark.parametrize("name", export.FORMATS)
-@pytest.mark.xfail(strict=True, reason="the scratch file is left behind when the rename fails")
 def test_an_output_that_is_a_folder_is_refused_and_leaves_nothing(
     reading: Reading, tmp_path: Path, name: str
 ) -> None:

