@@ -220,7 +220,7 @@ def to_terminal(reading: Reading, console: Console, limit: int | None = None) ->
         table.add_column(name, justify="right", no_wrap=True)
     for label in labels[:limit]:
         text = Text(printable(label.label)) if label.label else Text(f"({label.reason})", style="dim")
-        cells = [
+        cells: list[Text | str] = [
             _grade(label.r_rank),
             _ends(label.r_rank_lo, label.r_rank_hi),
             number(label.r_tok),

@@ -186,16 +186,6 @@ BAD_SETTINGS: dict[str, tuple[Callable[[Path], dict[str, object]], tuple[str, ..
         lambda p: {"subject__prepend_bos": "true", "collect__context_tokens": 256}, ("256 positions",),
     ),
 }  # fmt: skip
-# Checked before any work where it can be; these are not yet.
-LATE = {"unknown_feature_in_a_file", "density_that_is_no_number"}
-
-
-def _late(reason: str) -> list:
-    return [
-        pytest.param(name, marks=[pytest.mark.xfail(strict=True, reason=reason)] if name in LATE else [])
-        for name in BAD_SETTINGS
-    ]
-
 
 def ask_for(autointerp: Autointerp, tiny: dict[str, Path], folder: Path, results: Path, name: str) -> Ended:
     """Runs collect and explain with something wrong."""
@@ -215,7 +205,7 @@ def test_a_bad_setting_gets_one_line_and_exit_2(
 
 
 @pytest.mark.parametrize(
-    "name", _late("found only after the collection is made, though the setting alone shows it")
+    "name", sorted(BAD_SETTINGS)
 )
 def test_a_bad_setting_leaves_nothing_in_the_results_folder(
     autointerp: Autointerp, tiny: dict[str, Path], tmp_path: Path, results: Path, name: str
@@ -363,9 +353,7 @@ def test_a_folder_in_use_by_another_run_is_refused_and_named_with_the_process(
 # -- readers -----------------------------------------------------------------------------------------------------------
 
 
-SQUARED = pytest.param(
-    "²", marks=pytest.mark.xfail(strict=True, raises=ValueError, reason="isdigit() is true of ², int() fails")
-)
+SQUARED = "²"
 
 
 @pytest.mark.parametrize("feature", ["64", "9999", "other/3", "-", "x", "3.5", "sae/", "sae/64", "", SQUARED])

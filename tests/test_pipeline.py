@@ -341,32 +341,7 @@ def interrupted_llm(tiny: dict[str, Path]) -> dict[str, Resumed]:
     return kill_and_resume(tiny, tiny["root"] / "interrupted_llm", LLM_KILLS, **SMALL, **asked)
 
 
-WAL = (
-    "killed before the first checkpoint, the file cannot be opened again: its WAL has a CHECK with isfinite()"
-)
-BATCHES = (
-    "an embedding depends on the batch that its passage is read in, and a resumed run reads in other batches"
-)
-
-
-def known_bugs(points: dict[str, list], **reasons: str) -> list:
-    """The kill points, those with a known bug marked."""
-
-    def marks(name: str) -> list:
-        if name not in reasons:
-            return []
-        return [pytest.mark.xfail(strict=True, raises=AssertionError, reason=reasons[name])]
-
-    return [pytest.param(name, marks=marks(name)) for name in points]
-
-
-@pytest.mark.parametrize(
-    "where",
-    known_bugs(
-        KILLS, collect_after_a_checkpoint=WAL, collect_before_its_commit=WAL,
-        simulate_on_select=BATCHES, simulate_on_score=BATCHES, score_on_score=BATCHES,
-    ),
-)  # fmt: skip
+@pytest.mark.parametrize("where", KILLS)
 def test_a_run_killed_and_run_again_leaves_the_rows_of_an_undisturbed_run(
     interrupted: dict[str, Resumed], where: str
 ) -> None:
@@ -375,7 +350,7 @@ def test_a_run_killed_and_run_again_leaves_the_rows_of_an_undisturbed_run(
     assert_same(interrupted[where].tables(), undisturbed)
 
 
-@pytest.mark.parametrize("where", known_bugs(LLM_KILLS, simulate=BATCHES))
+@pytest.mark.parametrize("where", LLM_KILLS)
 def test_a_run_with_a_language_model_killed_and_run_again_leaves_the_same_rows(
     interrupted_llm: dict[str, Resumed], where: str
 ) -> None:
@@ -385,7 +360,7 @@ def test_a_run_with_a_language_model_killed_and_run_again_leaves_the_same_rows(
 
 
 @pytest.mark.parametrize(
-    "where", known_bugs(KILLS, collect_after_a_checkpoint=WAL, collect_before_its_commit=WAL)
+    "where", KILLS
 )
 def test_a_killed_and_resumed_run_leaves_no_checkpoint_snapshot_or_scratch_file(
     interrupted: dict[str, Resumed], where: str

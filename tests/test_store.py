@@ -357,9 +357,7 @@ def test_a_duckdb_file_that_is_not_ours_is_refused_and_left_alone(tmp_path: Path
     "folder",
     [
         "run",
-        pytest.param(
-            "blocks", marks=pytest.mark.xfail(strict=True, reason="'lock' in the path reads as busy")
-        ),
+        "blocks",
     ],
 )
 def test_a_file_that_is_no_database_is_refused_as_such(tmp_path: Path, how: str, folder: str) -> None:
