@@ -55,7 +55,7 @@ def render(reading: Reading, store: Store) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
-    environment.filters |= {"number": number, "visible": visible, "share": _share}
+    environment.filters |= {"number": _figure, "visible": visible, "share": _share}
     script = (TEMPLATES / "report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows = _rows(reading, store)
