@@ -34,8 +34,9 @@ PREDICT_BLOCK = 32  # passages per matrix product; always full, for the same rea
 PREDICT_CLAUSES = 16  # clauses per matrix product, likewise
 FLOOR_PASSAGES = 512  # background passages behind a label's floor
 
-# Chosen on the default run (ARCHITECTURE.md, "What the simulator reads"): mean r_rank .356 with the last layer alone,
-# .40 with the input embedding beside it, .42 with the literal match too, .44 with the floor at .95 instead of .98.
+# Chosen on half the default run's features (ARCHITECTURE.md, "What the simulator reads"): mean r_rank .356 with the
+# last layer alone, .395 with the input embedding beside it, .417 with the literal match too. The floor at .95 instead
+# of .98 was tried with a third layer (.422 -> .443), not with these two.
 LAYERS = (0, -1)  # hidden states of the encoder, weighted equally
 LITERAL = 0.3  # added to the similarity of the token that completes a clause, word for word
 N_GRAM = 3  # words of a clause that a literal match looks at, counted from its end
