@@ -55,6 +55,19 @@ def main() -> None:
         raise SystemExit(0) from None
 
 
+Engine = Annotated[
+    str | None, typer.Option("--engine", help="local or ray; same as --set engine.kind=", show_default=False)
+]
+Address = Annotated[
+    str | None, typer.Option("--address", help="ray: auto, or host:port of a cluster", show_default=False)
+]
+
+
+def _with_engine(overrides: list[str] | None, engine: str | None, address: str | None) -> list[str]:
+    chosen = {"engine.kind": engine, "engine.address": address}
+    return [*(overrides or []), *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
+
+
 def _settings(config: Path | None, overrides: list[str] | None) -> Settings:
     return configuration.load(config, overrides or [])
 
@@ -64,15 +77,18 @@ def _say(text: str) -> None:
 
 
 @contextmanager
-def _pipeline(config: Path | None, overrides: list[str] | None) -> Iterator[Any]:
-    """A checked configuration on its open store."""
+def _pipeline(config: Path | None, overrides: list[str] | None, database: Path | None = None) -> Iterator[Any]:
+    """A checked configuration on its open store: the run's, or another file (a bare name is put into its folder)."""
     from autointerp.pipeline import Pipeline, prepare
     from autointerp.store import Store
     from autointerp.tally import Bar
 
     settings = _settings(config, overrides)
     prepared = prepare(settings)
-    with Store.create(settings.database) as store, Bar() as bar:
+    path = settings.database if database is None else database
+    if database is not None and database.parent == Path():
+        path = settings.folder / database
+    with Store.create(path) as store, Bar() as bar:
         try:
             yield Pipeline(store, prepared, bar, _say)
         except UserError:
@@ -87,9 +103,16 @@ def _folder(run: Path | None, config: Path | None, overrides: list[str] | None) 
     return run.parent if run.suffix == ".duckdb" else run
 
 
+Dictionary = Annotated[
+    str | None, typer.Option("--dictionary", "-d", help="of a run with several: its name", show_default=False)
+]
+
+
 @contextmanager
-def _reading(run: Path | None, config: Path | None, overrides: list[str] | None) -> Iterator[tuple[Any, Any, Path]]:
-    """(reading, store, folder) of a run."""
+def _reading(
+    run: Path | None, config: Path | None, overrides: list[str] | None, dictionary: str | None = None
+) -> Iterator[tuple[list[Any], Any, Path]]:
+    """(readings, store, folder) of a run: every dictionary of its configuration, or the one of this name."""
     from autointerp import report
     from autointerp.store import Store
 
@@ -97,14 +120,14 @@ def _reading(run: Path | None, config: Path | None, overrides: list[str] | None)
     with Store.read(folder / "run.duckdb") as store:
         if store.snapshot_of is not None:
             _say("the run is still being written: reading its latest snapshot")
-        yield report.read(store), store, folder
+        yield report.read_all(store) if dictionary is None else [report.read(store, dictionary)], store, folder
 
 
 # -- stages ------------------------------------------------------------------------------------------------------------
 
 
 @app.command()
-def run(config: ConfigFile = None, overrides: Overrides = None) -> None:
+def run(engine: Engine = None, address: Address = None, config: ConfigFile = None, overrides: Overrides = None) -> None:
     """Every stage that is pending, then the report and the exports.
 
     Killed anywhere and started again, it goes on where it stopped.
@@ -115,14 +138,15 @@ def run(config: ConfigFile = None, overrides: Overrides = None) -> None:
     from autointerp import export as exports
     from autointerp import report as reports
 
-    with _pipeline(config, overrides) as pipeline:
+    with _pipeline(config, _with_engine(overrides, engine, address)) as pipeline:
         pipeline.all()
-        reading = reports.read(pipeline.store)
         folder = pipeline.settings.folder
-        page = reports.write(reading, pipeline.store, folder)
-        files = [exports.write(reading, format, folder) for format in ("parquet", "jsonl")]
-    reports.to_terminal(reading, Console(), limit=24)
-    print(f"\n{page}\n" + "\n".join(str(path) for path in files))
+        readings = [reports.read(pipeline.store, name) for name in pipeline.prepared.names]
+        files = [reports.write(reading, pipeline.store, folder) for reading in readings]
+        files += [exports.write(readings, format, folder) for format in ("parquet", "jsonl")]
+    for reading in readings:
+        reports.to_terminal(reading, Console(), limit=24)
+    print("\n" + "\n".join(str(path) for path in files))
 
 
 def _stage(name: str, work: Callable[[Any], object], doc: str) -> None:
@@ -134,10 +158,65 @@ def _stage(name: str, work: Callable[[Any], object], doc: str) -> None:
     app.command(name)(command)
 
 
-_stage("collect", lambda p: p.collect(), """Run the subject and the dictionary over the corpus; keep contexts.
+@app.command()
+def collect(
+    shard: Annotated[
+        str | None, typer.Option("--shard", metavar="I/N", help="read one part of the corpus", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="with --shard: file to write; default shard-I-of-N.duckdb in the run"),
+    ] = None,
+    engine: Engine = None,
+    address: Address = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run the subject and the dictionaries over the corpus in one pass; keep contexts.
+
+    Parts (whole documents, by hash) can be read on different machines, and merged:
 
         autointerp collect --set corpus.tokens=1000000
-    """)  # fmt: skip
+        autointerp collect --shard 1/4
+        autointerp merge results/demo/shard-*.duckdb -o results/demo/run.duckdb
+        autointerp collect --engine ray --address auto
+    """
+    from autointerp.corpus import Shard
+
+    part = None if shard is None else Shard.parse(shard)
+    if output is not None and part is None:
+        raise ConfigError("--output goes with --shard; a whole collection is written into the run's folder")
+    database = None if part is None else output or Path(f"shard-{part.index or part.of}-of-{part.of}.duckdb")
+    with _pipeline(config, _with_engine(overrides, engine, address), database) as pipeline:
+        pipeline.collect(part)
+        if part is not None:
+            print(pipeline.store.path)
+
+
+@app.command()
+def merge(
+    shards: Annotated[list[Path], typer.Argument(metavar="SHARD...", help="databases that `collect --shard` wrote")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="database to write, or to add the result to")],
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Put shards together: all of them give the rows of one pass over the whole corpus.
+
+    Any order and any grouping will do, so a merge of some shards can be merged again.
+
+        autointerp merge results/demo/shard-*.duckdb -o results/demo/run.duckdb
+    """
+    from autointerp.merge import merge as merge_shards
+    from autointerp.tally import Bar
+
+    _settings(config, overrides)
+    with Bar() as bar:
+        found = merge_shards(shards, output, bar)
+    for one in found:
+        part = "whole" if not one.missing else f"{', '.join(one.shards or [])}; missing {', '.join(one.missing)}"
+        print(f"{output}: {one.dictionary}, {one.n_tokens:,} tokens of {one.n_documents:,} documents ({part})")
+
+
 _stage("explain", lambda p: p.explain(), """Propose labels for the selected features.
 
         autointerp explain --set explainer.methods='["mined", "llm"]'
@@ -162,23 +241,28 @@ def report(
     run: RunFolder = None,
     json_: Annotated[bool, typer.Option("--json", help="figures and labels as JSON on stdout")] = False,
     all_: Annotated[bool, typer.Option("--all", help="print every label")] = False,
+    dictionary: Dictionary = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
     """The labels with their grades, and the figures of the whole; writes report.html.
+
+    With several dictionaries there is one page, and in the JSON one object, for each.
 
     autointerp report
     autointerp report results/demo --json
     """
     from autointerp import report as reports
 
-    with _reading(run, config, overrides) as (reading, store, folder):
+    with _reading(run, config, overrides, dictionary) as (readings, store, folder):
         if json_:
-            print(json.dumps(reports.as_json(reading), indent=2, ensure_ascii=False))
+            found = [reports.as_json(reading) for reading in readings]
+            print(json.dumps(found[0] if len(found) == 1 else found, indent=2, ensure_ascii=False))
             return
-        page = reports.write(reading, store, folder)
-        reports.to_terminal(reading, Console(), limit=None if all_ else 40)
-    print(f"\n{page}")
+        pages = [reports.write(reading, store, folder) for reading in readings]
+        for reading in readings:
+            reports.to_terminal(reading, Console(), limit=None if all_ else 40)
+    print("\n" + "\n".join(str(page) for page in pages))
 
 
 @app.command()
@@ -187,6 +271,7 @@ def show(
     run: RunFolder = None,
     json_: Annotated[bool, typer.Option("--json", help="everything about the feature as JSON")] = False,
     contexts: Annotated[int, typer.Option("--contexts", "-n", min=1, help="contexts per kind")] = 6,
+    dictionary: Dictionary = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
@@ -197,8 +282,9 @@ def show(
     """
     from autointerp import show as shows
 
-    with _reading(run, config, overrides) as (reading, store, _):
-        found = shows.look_up(reading, store, feature, contexts)
+    with _reading(run, config, overrides, dictionary) as (readings, store, _):
+        named = [reading for reading in readings if reading.run.dictionary == feature.rpartition("/")[0]]
+        found = shows.look_up((named or readings)[0], store, feature, contexts)
         if json_:
             print(json.dumps(shows.as_json(found), indent=2, ensure_ascii=False))
         else:
@@ -212,6 +298,7 @@ def export(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="file to write; default labels.<format> in the run")
     ] = None,
+    dictionary: Dictionary = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
@@ -223,8 +310,8 @@ def export(
     from autointerp import export as exports
 
     exports.check_format(format)
-    with _reading(run, config, overrides) as (reading, _, folder):
-        print(exports.write(reading, format, folder, output))
+    with _reading(run, config, overrides, dictionary) as (readings, _, folder):
+        print(exports.write(readings, format, folder, output))
 
 
 @app.command()
@@ -290,16 +377,15 @@ def config_(
         print(settings.model_dump_json(indent=2))
         return
     console = Console()
-    section = ""
-    for key, field in configuration.known_keys().items():
-        if key.split(".")[0] != section:
-            section = key.split(".")[0]
-            console.print(f"\n[bold]\\[{section}][/bold]")
-        value = getattr(getattr(settings, section), key.split(".")[1])
-        console.print(
-            f"  [cyan]{key.split('.')[1]}[/cyan] = {json.dumps(value, default=str)}", end="  ", highlight=False
-        )
-        console.print(field.description, style="dim", highlight=False, markup=False)
+    for name in configuration.Settings.model_fields:
+        found = getattr(settings, name)
+        several = isinstance(found, tuple) and len(found) > 1
+        for section in found if isinstance(found, tuple) else [found]:
+            console.print(f"\n[bold]\\[{f'[{name}]' if several else name}][/bold]", highlight=False)
+            for key, field in type(section).model_fields.items():
+                value = json.dumps(getattr(section, key), default=str)
+                console.print(f"  [cyan]{key}[/cyan] = {value}", end="  ", highlight=False)
+                console.print(field.description, style="dim", highlight=False, markup=False)
 
 
 @app.command()

@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -51,7 +51,7 @@ class SubjectSection(Section):
     model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="folder, .gguf file or hub name")
     hookpoint: str = Field("model.layers.15", description="module path whose output is read; a unique suffix will do")
     dtype: Literal["bfloat16", "float32", "float16"] = Field("bfloat16", description="dtype of the forward pass")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, mps")
+    device: str = Field("auto", description="auto (every GPU there is, else the CPU), cpu, cuda:1, cuda:0,cuda:1, mps")
     batch_contexts: Positive = Field(16, description="contexts per forward pass; changes speed, not results")
     prepend_bos: bool = Field(False, description="put the BOS token before every context (its position is masked)")
     max_norm_ratio: float = Field(
@@ -65,6 +65,15 @@ class DictionarySection(Section):
     source: str = Field("smollm2-135m-l15-4k", description="SAELens folder, or the name of a packaged dictionary")
     hookpoint: str | None = Field(None, description="defaults to subject.hookpoint")
     name: str | None = Field(None, description="prefix of feature ids; defaults to the folder's name")
+
+
+class EngineSection(Section):
+    """Who does the pass over the text. Changes speed, never results."""
+
+    kind: Literal["local", "ray"] = Field("local", description="local (this process), or ray (extra: a cluster)")
+    address: str = Field("auto", description="ray: auto (a running cluster, else one on this machine), or host:port")
+    shards: Count = Field(0, description="ray: parts of the corpus dealt to workers; 0 = four per worker")
+    cpus_per_worker: Positive = Field(1, description="ray: CPU cores, and torch threads, of a worker without a GPU")
 
 
 class CorpusSection(Section):
@@ -88,6 +97,9 @@ class CollectSection(Section):
     sample_score: Count = Field(80, description="the same, score split")
     panel: Count = Field(8192, description="background passages kept with all activations, over the three splits")
     split_salt: str = Field("autointerp", description="documents are dealt to splits by md5(document id + this)")
+    features: str = Field(
+        "all", description="all, or features to encode and keep: 0,17,650, dictionary/17, or a file of them"
+    )
 
     @model_validator(mode="after")
     def _passages_tile_a_context(self) -> "CollectSection":
@@ -162,13 +174,24 @@ class Settings(Section):
 
     run: RunSection = RunSection()  # type: ignore[call-arg]
     subject: SubjectSection = SubjectSection()  # type: ignore[call-arg]
-    dictionary: DictionarySection = DictionarySection()  # type: ignore[call-arg]
+    dictionary: tuple[DictionarySection, ...] = (DictionarySection(),)  # type: ignore[call-arg]
     corpus: CorpusSection = CorpusSection()  # type: ignore[call-arg]
     collect: CollectSection = CollectSection()  # type: ignore[call-arg]
+    engine: EngineSection = EngineSection()  # type: ignore[call-arg]
     features: FeaturesSection = FeaturesSection()  # type: ignore[call-arg]
     explainer: ExplainerSection = ExplainerSection()  # type: ignore[call-arg]
     simulator: SimulatorSection = SimulatorSection()  # type: ignore[call-arg]
     score: ScoreSection = ScoreSection()  # type: ignore[call-arg]
+
+    @field_validator("dictionary", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: Any) -> Any:
+        """`[dictionary]` is one, `[[dictionary]]` any number."""
+        if isinstance(value, list | tuple):
+            if not value:
+                raise ValueError("at least one [[dictionary]] is needed")
+            return value
+        return (value,)
 
     @property
     def folder(self) -> Path:
@@ -192,8 +215,14 @@ def known_keys() -> dict[str, Any]:
     return {
         f"{section}.{key}": field
         for section, table in Settings.model_fields.items()
-        for key, field in table.annotation.model_fields.items()  # type: ignore[union-attr]
+        for key, field in _section(table.annotation).model_fields.items()
     }
+
+
+def _section(annotation: Any) -> type[Section]:
+    """The section behind a field of Settings; [[dictionary]] is a tuple of them."""
+    found: type[Section] = annotation if isinstance(annotation, type) else get_args(annotation)[0]
+    return found
 
 
 def load(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
@@ -220,7 +249,7 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
         return Settings.model_validate(tables)
     except ValidationError as problem:
         first = problem.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
+        where = ".".join(str(part) for part in first["loc"] if part != 0)
         message = str(first["msg"]).removeprefix("Value error, ")
         raise ConfigError(f"{where} = {first['input']!r}: {message}") from None
 
@@ -237,6 +266,10 @@ def _apply(tables: dict[str, Any], override: str) -> None:
     if f"{section}.{name}" in known_keys() and not isinstance(value, str) and _wants_text(f"{section}.{name}"):
         value = text.strip()
     table = tables.setdefault(section, {})
+    if isinstance(table, list):
+        if len(table) > 1:
+            raise ConfigError(f"--set {override!r}: there are {len(table)} [[{section}]] tables; edit them in the file")
+        table = table[0] if table else tables.setdefault(section, [{}])[0]
     if isinstance(table, dict):
         table[name] = value
 
@@ -251,11 +284,13 @@ def _refuse_unknown(tables: dict[str, Any], source: str) -> None:
     for section, table in tables.items():
         if section not in Settings.model_fields:
             raise ConfigError(f"{source}: unknown section [{section}]{nearest(section, Settings.model_fields)}")
-        if not isinstance(table, dict):
-            raise ConfigError(f"{source}: [{section}] must be a table of keys, not {type(table).__name__}")
-        for key in table:
-            if f"{section}.{key}" not in known:
-                raise ConfigError(f"{source}: unknown key {section}.{key}{nearest(f'{section}.{key}', known)}")
+        several = section == "dictionary" and isinstance(table, list)
+        for one in table if several else [table]:
+            if not isinstance(one, dict):
+                raise ConfigError(f"{source}: [{section}] must be a table of keys, not {type(one).__name__}")
+            for key in one:
+                if f"{section}.{key}" not in known:
+                    raise ConfigError(f"{source}: unknown key {section}.{key}{nearest(f'{section}.{key}', known)}")
 
 
 def fingerprint(value: object, length: int = 16) -> str:

@@ -8,6 +8,7 @@ workers or the order of files.
 import hashlib
 import importlib.util
 import json
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.config import CorpusSection
-from autointerp.errors import CorpusError
+from autointerp.errors import ConfigError, CorpusError
 
 Split = Literal["explain", "select", "score"]
 SPLITS: tuple[Split, ...] = ("explain", "select", "score")
@@ -105,15 +106,37 @@ def documents(cfg: CorpusSection) -> Iterator[Document]:
 
     Raises CorpusError for a file that cannot be read (named, with the place) and for a corpus without any text.
     """
-    seen: set[str] = set()
+    seen = Seen()
     for path in files(cfg.source):
         for source, text in _texts(path, cfg.text_field):
             identity = document_id(text)
-            if text.strip() and identity not in seen:
-                seen.add(identity)
+            if text.strip() and seen.add(int(identity, 16)):
                 yield Document(identity, source, text)
-    if not seen:
+    if not len(seen):
         raise CorpusError(f"corpus {cfg.source!r} holds no text: every document is empty")
+
+
+class Seen:
+    """A set of 64-bit keys at 8 bytes each (a Python set takes ten times that): a sorted array and a small buffer."""
+
+    def __init__(self) -> None:
+        self._sorted = np.empty(0, dtype=np.uint64)
+        self._recent: set[int] = set()
+
+    def __len__(self) -> int:
+        return len(self._sorted) + len(self._recent)
+
+    def add(self, key: int) -> bool:
+        """True where the key is new."""
+        wanted = np.uint64(key)
+        place = int(np.searchsorted(self._sorted, wanted))
+        if key in self._recent or (place < len(self._sorted) and self._sorted[place] == wanted):
+            return False
+        self._recent.add(key)
+        if len(self._recent) >= max(4096, len(self._sorted) // 8):
+            self._sorted = np.union1d(self._sorted, np.fromiter(self._recent, dtype=np.uint64))
+            self._recent.clear()
+        return True
 
 
 def _texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
@@ -184,29 +207,72 @@ class Allotment:
     None of it depends on the order of documents, so every shard computes the same allotment.
     """
 
-    contexts: dict[str, int] | None  # None: read everything
+    keys: NDArray[np.uint64] | None  # [document] sorted; None: read everything
+    dealt: NDArray[np.int64]  # [document] contexts that each may give
+
+    @classmethod
+    def everything(cls) -> "Allotment":
+        """No budget: every context of every document."""
+        return cls(None, np.empty(0, dtype=np.int64))
 
     @classmethod
     def plan(cls, cfg: CorpusSection, context_tokens: int) -> "Allotment":
         """Read the corpus once for lengths alone, and deal out the budget."""
         if cfg.tokens == 0:
-            return cls(None)
-        lengths = {document.document_id: len(document.text) for document in documents(cfg)}
+            return cls.everything()
+        found = array("Q")
+        for document in documents(cfg):
+            found.extend((document.key, len(document.text)))
+        table = np.frombuffer(found, dtype=np.uint64).reshape(-1, 2)
+        table = table[np.argsort(table[:, 0])]
+        keys, lengths = table[:, 0].copy(), table[:, 1].astype(np.float64)
         budget = -(-cfg.tokens // context_tokens)
-        if budget <= len(lengths):
-            chosen = sorted(lengths)[:budget]
-            return cls(dict.fromkeys(chosen, 1))
-        ids = sorted(lengths)
-        share = np.array([lengths[i] for i in ids], dtype=np.float64)
-        share = share / share.sum() * (budget - len(ids))
+        if budget <= len(keys):
+            return cls(keys[:budget], np.ones(budget, dtype=np.int64))
+        share = lengths / lengths.sum() * (budget - len(keys))
         dealt = np.floor(share).astype(np.int64)
-        rest = budget - len(ids) - int(dealt.sum())
+        rest = budget - len(keys) - int(dealt.sum())
         dealt[np.argsort(dealt - share, kind="stable")[:rest]] += 1
-        return cls({i: int(n) + 1 for i, n in zip(ids, dealt, strict=True)})
+        return cls(keys, dealt + 1)
 
-    def for_document(self, document: str) -> int | None:
-        """Contexts that this document gives; None means all of them."""
-        return None if self.contexts is None else self.contexts.get(document, 0)
+    def for_document(self, key: int) -> int | None:
+        """Contexts that the document of this key gives; None means all of them."""
+        if self.keys is None:
+            return None
+        place = int(np.searchsorted(self.keys, np.uint64(key)))
+        return int(self.dealt[place]) if place < len(self.keys) and self.keys[place] == np.uint64(key) else 0
+
+    def total(self, shard: "Shard | None" = None) -> int | None:
+        """Contexts dealt, over the documents of one shard or all; None where there is no budget.
+
+        A document that is shorter than its share, judged by characters, gives fewer.
+        """
+        if self.keys is None:
+            return None
+        return int(self.dealt.sum() if shard is None else self.dealt[shard.holds(self.keys)].sum())
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """Part `index` of `of`: the documents whose key leaves that remainder. The last part may be called 0 or `of`."""
+
+    index: int
+    of: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """`2/8` -> the second of eight shards. Raises ConfigError."""
+        i, slash, n = text.partition("/")
+        if not (slash and i.isascii() and i.isdigit() and n.isascii() and n.isdigit() and 1 <= int(n) >= int(i)):
+            raise ConfigError(f"shard {text!r}: expected i/n, such as 2/8 for the second of eight")
+        return cls(int(i) % int(n), int(n))
+
+    def __str__(self) -> str:
+        return f"{self.index or self.of}/{self.of}"
+
+    def holds(self, keys: NDArray[np.uint64]) -> NDArray[np.bool_]:
+        """Which documents are in it, by key."""
+        return keys % np.uint64(self.of) == np.uint64(self.index)
 
 
 def context_starts(n_tokens: int, context_tokens: int, wanted: int | None) -> list[int]:
@@ -229,16 +295,21 @@ def contexts(
     salt: str,
     *,
     allotment: Allotment | None = None,
-    shard: tuple[int, int] = (0, 1),
+    shard: Shard | None = None,
+    skip: int = 0,
 ) -> Iterator[list[Context]]:
-    """The contexts to read, one list per document, in document order.
+    """The contexts to read, one list per document, in document order; the list may be empty.
 
-    shard  (i, n) keeps the documents whose key leaves remainder i modulo n
+    shard  leaves out the documents of other shards
+    skip   documents (of the shard) that are passed over without being tokenised
     """
     allotment = allotment or Allotment.plan(cfg, context_tokens)
     for document in documents(cfg):
-        wanted = allotment.for_document(document.document_id)
-        if wanted == 0 or document.key % shard[1] != shard[0]:
+        wanted = allotment.for_document(document.key)
+        if wanted == 0 or (shard is not None and document.key % shard.of != shard.index):
+            continue
+        if skip > 0:
+            skip -= 1
             continue
         ids = np.asarray(tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)
         split = split_of(document.document_id, salt)

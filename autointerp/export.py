@@ -50,8 +50,12 @@ def check_format(format: str) -> None:
         raise ConfigError(f"unknown export format {format!r}{nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
 
 
-def records(reading: Reading) -> list[dict[str, Any]]:
-    """One dict per selected feature, with the columns of SCHEMA."""
+def records(*readings: Reading) -> list[dict[str, Any]]:
+    """One dict per selected feature, with the columns of SCHEMA; dictionaries one after another."""
+    return [row for reading in readings for row in _records(reading)]
+
+
+def _records(reading: Reading) -> list[dict[str, Any]]:
     shared = {
         "subject": reading.collection["subject"], "hookpoint": reading.collection["hookpoint"],
         "collection_id": reading.run.collection_id, "code_version": reading.run.code_version,
@@ -63,15 +67,17 @@ def _columns(label: Label) -> dict[str, Any]:
     return asdict(label)
 
 
-def write(reading: Reading, format: str, folder: Path, output: Path | None = None) -> Path:
+def write(reading: Reading | Sequence[Reading], format: str, folder: Path, output: Path | None = None) -> Path:
     """Write the labels as `labels.<format>` in the folder, or to `output`, by an atomic rename; returns the path.
+
+    reading  one dictionary's, or several
 
     Raises ConfigError for an unknown format, StoreError where the file cannot be written.
     """
     check_format(format)
     path = output or folder / f"labels.{format}"
     scratch = path.with_name(path.name + ".writing")
-    rows = records(reading)
+    rows = records(reading) if isinstance(reading, Reading) else records(*reading)
     try:
         if format == "parquet":
             pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), scratch)

@@ -7,8 +7,8 @@ addition can matter. States merge: `merge` is associative and commutative, and m
 state of the whole.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,6 +67,16 @@ def strength_keys(peak: NDArray[np.float32], tie: U64) -> U64:
     return ((np.uint64(0xFFFFFFFF) - bits) << np.uint64(32)) | (tie >> np.uint64(32))
 
 
+def lottery_keys(seed: int, feature: I64, passage: I64) -> U64:
+    """Keys that draw a feature's uniform samples: a hash of (seed, feature, passage id)."""
+    return mix(passage.astype(np.uint64) ^ mix(feature.astype(np.uint64) ^ salted(seed, 1)))
+
+
+def panel_keys(seed: int, passage: I64) -> U64:
+    """Keys that draw the panel: a hash of (seed, passage id)."""
+    return mix(passage.astype(np.uint64) ^ salted(seed, 2))
+
+
 def sort_by_group_and_key(group: I64, key: U64) -> I64:
     """Indices that sort by group, then by the full 64-bit key.
 
@@ -79,7 +89,7 @@ def sort_by_group_and_key(group: I64, key: U64) -> I64:
     return order
 
 
-def first_of_each(sorted_group: I64) -> NDArray[np.bool_]:
+def first_of_each(sorted_group: NDArray[Any]) -> NDArray[np.bool_]:
     """True at the first entry of every run of equal values."""
     first = np.ones(len(sorted_group), dtype=bool)
     first[1:] = sorted_group[1:] != sorted_group[:-1]
@@ -101,8 +111,7 @@ class Batch(NamedTuple):
     tokens: NDArray[np.int32]  # [passage, passage_tokens], 0 after the end
     lengths: I64  # [passage] tokens before the padding
     usable: NDArray[np.bool_]  # [passage, passage_tokens]
-    document: I64  # [passage] ordinal of the document within the pass
-    document_key: U64  # [passage]
+    document_key: U64  # [passage] the document's id as a number
     split: I64  # [passage] 0 explain, 1 select, 2 score
     start: I64  # [passage] index of the first token within the document
     row: I64  # [firing]
@@ -215,7 +224,7 @@ class Passages:
     """Token ids and whereabouts of passages that some list still holds."""
 
     id: I64
-    document: I64  # ordinal of the document within the pass
+    document: U64  # key of the document: its id as a number
     start: I64
     split: I64
     length: I64
@@ -250,8 +259,8 @@ class Keeper:
         self.total_passages = np.zeros(N_SPLITS, dtype=np.int64)
         self.total_documents = np.zeros(N_SPLITS, dtype=np.int64)
         self.n_masked = 0
-        self._last_document = np.full(width, -1, dtype=np.int64)
-        self._last_seen = -1
+        self._last_document = np.zeros(width, dtype=np.uint64)  # key of the document that each feature fired in last
+        self._last_seen = 0
         self.pool = Pool.empty()
         self.shelves = [
             Shelf("top", EXPLAIN, cfg.top, distinct_texts=True),
@@ -270,10 +279,12 @@ class Keeper:
         self.panel_firing = Ragged.empty(feature=np.int32, position=np.uint8, value=np.float32)
         width_tokens = cfg.passage_tokens
         self.passages = Passages(
-            **{name: np.empty(0, dtype=np.int64) for name in ("id", "document", "start", "split", "length")},
+            **{name: np.empty(0, dtype=np.int64) for name in ("id", "start", "split", "length")},
+            document=np.empty(0, dtype=np.uint64),
             tokens=np.empty((0, width_tokens), dtype=np.int32),
             usable=np.empty((0, width_tokens), dtype=bool),
         )
+        self.n_held_documents = 0  # when last asked
         self._waiting: list[tuple[Pool, list[tuple[I64, U64]]]] = []
         self._waiting_panel: list[tuple[I64, U64, I64, Ragged]] = []
         self._waiting_passages: list[Passages] = []
@@ -298,11 +309,14 @@ class Keeper:
         offsets = np.append(starts, len(feature))
         firing = Ragged(offsets, {"position": position, "value": value})
         text = text_hashes(batch.tokens, batch.lengths)
-        self._offer(ids, text, batch, group_feature, group_passage, peak, firing)
-        self._offer_panel(ids, batch, feature, passage, position, value)
-        self._waiting_passages.append(
-            Passages(ids, batch.document, batch.start, batch.split, batch.lengths, batch.tokens, batch.usable)
-        )
+        wanted = np.zeros(len(ids), dtype=bool)  # passages that some list takes: the others are forgotten at once
+        wanted[self._offer(ids, text, batch, group_feature, group_passage, peak, firing)] = True
+        wanted[self._offer_panel(ids, batch, feature, passage, position, value)] = True
+        if wanted.any():
+            passages = Passages(
+                ids, batch.document_key, batch.start, batch.split, batch.lengths, batch.tokens, batch.usable
+            )
+            self._waiting_passages.append(passages.take(wanted))
         if self._n_waiting >= max(MERGE_AT, len(self.pool) // 2):
             self.settle()
 
@@ -311,11 +325,10 @@ class Keeper:
         np.add.at(self.total_tokens, batch.split, usable)
         np.add.at(self.total_passages, batch.split, 1)
         self.n_masked += int(batch.lengths.sum() - usable.sum())
-        first = np.ones(len(batch.document), dtype=bool)
-        first[1:] = batch.document[1:] != batch.document[:-1]
-        first[0] = batch.document[0] != self._last_seen
+        first = first_of_each(batch.document_key)
+        first[0] = int(batch.document_key[0]) != self._last_seen
         np.add.at(self.total_documents, batch.split[first], 1)
-        self._last_seen = int(batch.document[-1])
+        self._last_seen = int(batch.document_key[-1])
         explain = batch.usable & (batch.split == EXPLAIN)[:, None]
         np.add.at(self.token_count, batch.tokens[explain], 1)
 
@@ -333,7 +346,7 @@ class Keeper:
         np.maximum.at(self.maxima.reshape(-1), group_cell, peak)
         # Groups are sorted by (feature, passage) and passages come in document order, so a feature's documents come
         # in runs; only the first run of a batch can go on from the batch before.
-        document = batch.document[group_passage]
+        document = batch.document_key[group_passage]
         fresh = first_of_each(group_feature)
         fresh[1:] |= document[1:] != document[:-1]
         leading = first_of_each(group_feature)
@@ -344,8 +357,9 @@ class Keeper:
     def _offer(
         self, ids: I64, text: U64, batch: Batch,
         feature: I64, passage: I64, peak: NDArray[np.float32], firing: Ragged,
-    ) -> None:  # fmt: skip
-        lottery = mix(ids[passage].astype(np.uint64) ^ mix(feature.astype(np.uint64) ^ salted(self.seed, 1)))
+    ) -> I64:  # fmt: skip
+        """Let what beats a list's worst entry wait; returns the passages (indices into the batch) of those."""
+        lottery = lottery_keys(self.seed, feature, ids[passage])
         strength = strength_keys(peak, lottery)
         split = batch.split[passage]
         accepted = []
@@ -354,7 +368,7 @@ class Keeper:
             accepted.append(np.flatnonzero((split == shelf.split) & (key < shelf.bar[feature])))
         chosen = np.unique(np.concatenate(accepted))
         if not len(chosen):
-            return
+            return chosen
         place = np.zeros(len(feature), dtype=np.int64)
         place[chosen] = np.arange(len(chosen))
         pool = Pool(feature[chosen], ids[passage[chosen]], text[passage[chosen]], peak[chosen], firing.take(chosen))
@@ -364,6 +378,7 @@ class Keeper:
         ]
         self._waiting.append((pool, offers))
         self._n_waiting += len(chosen)
+        return passage[chosen]
 
     def _offer_panel(
         self,
@@ -373,11 +388,12 @@ class Keeper:
         passage: I64,
         position: NDArray[np.uint8],
         value: NDArray[np.float32],
-    ) -> None:
-        key = mix(ids.astype(np.uint64) ^ salted(self.seed, 2))
+    ) -> I64:
+        """The same for the panel, with everything that fires."""
+        key = panel_keys(self.seed, ids)
         chosen = np.flatnonzero((key < self.panel_bar[batch.split]) & (batch.lengths > 0))
         if not len(chosen):
-            return
+            return chosen
         wanted = np.zeros(len(ids), dtype=bool)
         wanted[chosen] = True
         inside = np.flatnonzero(wanted[passage])
@@ -390,6 +406,7 @@ class Keeper:
             {"feature": feature[inside].astype(np.int32), "position": position[inside], "value": value[inside]},
         )
         self._waiting_panel.append((ids[chosen], key[chosen], batch.split[chosen], firing))
+        return chosen
 
     # -- settling and merging --------------------------------------------------------------------------------------
 
@@ -437,11 +454,8 @@ class Keeper:
         self.passages = passages.take(order[np.isin(passages.id[order], wanted, assume_unique=True)])
         self._waiting_passages = []
 
-    def merge(self, other: "Keeper", document_offset: int) -> None:
-        """Add another keeper's settled state: a pass over other documents, with the same settings.
-
-        document_offset  added to the other's document ordinals, so that the two do not collide
-        """
+    def merge(self, other: "Keeper") -> None:
+        """Add another keeper's state: a pass over other documents, with the same settings."""
         other.settle()
         for name in ("n_tokens", "n_passages", "n_documents", "sums", "histogram", "token_count"):
             getattr(self, name)[...] += getattr(other, name)
@@ -452,15 +466,20 @@ class Keeper:
         offers = [(shelf.entry, shelf.key) for shelf in other.shelves]
         self._waiting.append((other.pool, offers))
         self._waiting_panel.append((other.panel_id, other.panel_key, other.panel_split, other.panel_firing))
-        moved = other.passages.take(np.arange(len(other.passages.id)))
-        moved.document = moved.document + document_offset
-        self._waiting_passages.append(moved)
+        self._waiting_passages.append(other.passages)
         self.settle()
 
-    # -- checkpoints -----------------------------------------------------------------------------------------------
+    def held_documents(self) -> U64:
+        """Keys of the documents of which some list, or what waits for the next `settle`, holds a passage."""
+        parts = [self.passages.document, *(p.document for p in self._waiting_passages)]
+        held = np.unique(np.concatenate(parts))
+        self.n_held_documents = len(held)
+        return held
 
-    def save(self, path: Path, **extra: Any) -> None:
-        """Write the settled state to an .npz file, by an atomic rename."""
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        """The settled state as plain arrays: what a checkpoint holds, and what workers send."""
         self.settle()
         arrays = {name: getattr(self, name) for name in _ARRAYS}
         arrays |= {f"pool.{n}": getattr(self.pool, n) for n in ("feature", "passage", "text", "peak")}
@@ -468,21 +487,20 @@ class Keeper:
         arrays |= {f"passages.{n}": getattr(self.passages, n) for n in Passages.COLUMNS}
         for i, shelf in enumerate(self.shelves):
             arrays |= {f"shelf{i}.{n}": getattr(shelf, n) for n in ("entry", "key", "bar")}
-        scratch = path.with_suffix(".writing.npz")
-        np.savez(scratch, n_masked=self.n_masked, last_seen=self._last_seen, **arrays, **extra)
-        scratch.replace(path)
+        return arrays | {"n_masked": np.int64(self.n_masked), "last_seen": np.uint64(self._last_seen)}
 
-    def restore(self, saved: Any) -> None:
-        """Take over a state written by `save` (an open .npz) under the same settings."""
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        """Take over a state given by `state` under the same settings. Raises KeyError where something is missing."""
         for name in _ARRAYS:
-            setattr(self, name, saved[name])
-        self.n_masked, self._last_seen = int(saved["n_masked"]), int(saved["last_seen"])
-        columns = {n: saved[f"pool.{n}"] for n in ("feature", "passage", "text", "peak")}
-        self.pool = Pool(**columns, firing=_unpack("pool.firing", saved))
-        self.panel_firing = _unpack("panel.firing", saved)
-        self.passages = Passages(*(saved[f"passages.{n}"] for n in Passages.COLUMNS))
+            setattr(self, name, np.array(state[name]))  # a copy: what workers send cannot be written to
+        self.n_masked, self._last_seen = int(state["n_masked"]), int(state["last_seen"])
+        columns = {n: state[f"pool.{n}"] for n in ("feature", "passage", "text", "peak")}
+        self.pool = Pool(**columns, firing=_unpack("pool.firing", state))
+        self.panel_firing = _unpack("panel.firing", state)
+        self.passages = Passages(*(state[f"passages.{n}"] for n in Passages.COLUMNS))
         for i, shelf in enumerate(self.shelves):
-            shelf.entry, shelf.key, shelf.bar = (saved[f"shelf{i}.{n}"] for n in ("entry", "key", "bar"))
+            shelf.entry, shelf.key = state[f"shelf{i}.entry"], state[f"shelf{i}.key"]
+            shelf.bar = np.array(state[f"shelf{i}.bar"])
 
 
 _ARRAYS = (
@@ -495,9 +513,9 @@ def _pack(name: str, ragged: Ragged) -> dict[str, NDArray[Any]]:
     return {f"{name}.offsets": ragged.offsets} | {f"{name}:{column}": v for column, v in ragged.columns.items()}
 
 
-def _unpack(name: str, saved: Any) -> Ragged:
-    columns = {key.split(":")[1]: saved[key] for key in saved.files if key.startswith(f"{name}:")}
-    return Ragged(saved[f"{name}.offsets"], columns)
+def _unpack(name: str, state: Mapping[str, NDArray[Any]]) -> Ragged:
+    columns = {key.split(":")[1]: state[key] for key in state if key.startswith(f"{name}:")}
+    return Ragged(state[f"{name}.offsets"], columns)
 
 
 def panel_sizes(total: int) -> tuple[int, int, int]:

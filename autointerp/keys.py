@@ -5,11 +5,12 @@ prompt or weight file gives new keys and so new work beside the old; nothing is 
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autointerp import __version__, corpus, prompts
-from autointerp.config import Settings, fingerprint
+from autointerp.config import DictionarySection, Settings, fingerprint
 from autointerp.dictionary import Dictionary
 from autointerp.rows import Run
 from autointerp.subject import Subject, resolve_model
@@ -19,14 +20,15 @@ from autointerp.subject import Subject, resolve_model
 class Keys:
     """The ids that a configuration asks for."""
 
+    dictionary: str  # its name
     collection_id: str
     hookpoint: str  # full module path
     explainers: dict[str, str]  # method -> explainer_id
     simulator_id: str
     scorer_id: str
 
-    def run(self, settings: Settings) -> Run:
-        """The run row: these ids beside the settings that they came from."""
+    def run(self, settings: Settings, place: int) -> Run:
+        """The run row: these ids beside the settings that they came from. `place`: which of their dictionaries."""
         text = settings.model_dump_json()
         return Run(
             run_id=fingerprint(
@@ -40,12 +42,14 @@ class Keys:
             simulator_id=self.simulator_id,
             scorer_id=self.scorer_id,
             features=None,
+            dictionary=self.dictionary,
+            place=place,
         )
 
 
-def keys(settings: Settings, sketch: Subject, dictionary: Dictionary) -> Keys:
-    """The ids of a configuration; reads file names, sizes and prompts, loads nothing."""
-    hookpoint = sketch.hookpoint(settings.dictionary.hookpoint or settings.subject.hookpoint)
+def keys(settings: Settings, sketch: Subject, section: DictionarySection, dictionary: Dictionary) -> Keys:
+    """The ids of a configuration for one of its dictionaries; reads file names, sizes and prompts, loads nothing."""
+    hookpoint = sketch.hookpoint(section.hookpoint or settings.subject.hookpoint)
     # What changes speed alone (device, batch size) stays out: it must not change rows.
     collected = {
         "subject": folder_fingerprint(resolve_model(settings.subject.model)),
@@ -56,9 +60,11 @@ def keys(settings: Settings, sketch: Subject, dictionary: Dictionary) -> Keys:
         "dictionary": [dictionary.name, dictionary.identity],
         "corpus": [file_fingerprint(path) for path in corpus.files(settings.corpus.source)],
         "corpus_read": [settings.corpus.tokens, settings.corpus.text_field],
-        "collect": settings.collect.model_dump(),
+        "collect": settings.collect.model_dump(exclude={"features"}),
         "seed": settings.run.seed,
     }
+    if dictionary.wanted is not None:
+        collected["features"] = dictionary.wanted.tolist()
     collection_id = fingerprint(collected)
     explainers = {method: explainer_id(settings, method) for method in settings.explainer.methods}
     simulator_id = fingerprint([settings.simulator.model_dump(), SIMULATOR_VERSION])
@@ -68,13 +74,18 @@ def keys(settings: Settings, sketch: Subject, dictionary: Dictionary) -> Keys:
     # the candidates of a feature are ranked on the union of their B.
     design = [score.model_dump(), simulator_id, sorted(explainers.values()), settings.features.model_dump()]
     scorer_id = fingerprint([*design, settings.run.seed, SCORER_VERSION])
-    return Keys(collection_id, hookpoint, explainers, simulator_id, scorer_id)
+    return Keys(dictionary.name, collection_id, hookpoint, explainers, simulator_id, scorer_id)
 
 
 # Raised when the code of a stage changes what it would write for the same settings.
 EXPLAINER_VERSION = {"mined": 1, "llm": 1}
 SIMULATOR_VERSION = 1
 SCORER_VERSION = 1
+
+
+def shard_collection_id(whole: str, shards: Sequence[str]) -> str:
+    """The id of a collection that holds these shards of the corpus (`i/n`, in any order) of a whole one."""
+    return fingerprint([whole, sorted(shards)])
 
 
 def explainer_id(settings: Settings, method: str) -> str:

@@ -92,4 +92,19 @@ STEPS: tuple[tuple[str, str], ...] = (
         );
         """,
     ),
+    (
+        "m002_shards_and_several_dictionaries",
+        """
+        ALTER TABLE collection ADD COLUMN whole_id VARCHAR;
+        UPDATE collection SET whole_id = collection_id;
+        ALTER TABLE collection ALTER COLUMN whole_id SET NOT NULL;
+        ALTER TABLE collection ADD COLUMN shards VARCHAR[];
+        ALTER TABLE run ADD COLUMN dictionary VARCHAR;
+        UPDATE run SET dictionary = coalesce(
+            (SELECT any_value(c.dictionary) FROM collection c WHERE c.collection_id = run.collection_id), '');
+        ALTER TABLE run ALTER COLUMN dictionary SET NOT NULL;
+        ALTER TABLE run ADD COLUMN place INTEGER DEFAULT 0;
+        ALTER TABLE run ALTER COLUMN place SET NOT NULL;
+        """,
+    ),
 )

@@ -9,19 +9,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from autointerp import collect, corpus, explain, prompts, score, simulate
+from autointerp import collect, corpus, explain, prompts, score, simulate, targets
 from autointerp import population as populations
 from autointerp.config import Settings
-from autointerp.dictionary import Dictionary
-from autointerp.dictionary import load as load_dictionary
-from autointerp.errors import CorpusError, DictionaryError, StoreError
+from autointerp.corpus import Shard
+from autointerp.errors import CorpusError, StoreError
 from autointerp.grading import Grading
-from autointerp.keys import Keys, keys
-from autointerp.rows import Run, Stage
+from autointerp.rows import Run, Split, Stage
 from autointerp.simulators.embedding import resolve_encoder
 from autointerp.store import Store
 from autointerp.subject import Subject, resolve_model
 from autointerp.tally import Bar, Tally, peak_memory_mb
+from autointerp.targets import Target
 
 
 @dataclass(frozen=True)
@@ -29,8 +28,12 @@ class Prepared:
     """Settings that have been checked: everything they name is there and fits together."""
 
     settings: Settings
-    keys: Keys
-    dictionary: Dictionary
+    targets: tuple[Target, ...]  # one per dictionary, in the order of the configuration
+
+    @property
+    def names(self) -> list[str]:
+        """The dictionaries, by name."""
+        return [target.dictionary.name for target in self.targets]
 
 
 def prepare(settings: Settings) -> Prepared:
@@ -40,8 +43,6 @@ def prepare(settings: Settings) -> Prepared:
     """
     if not corpus.files(settings.corpus.source):
         raise CorpusError(f"corpus {settings.corpus.source!r} holds no file")
-    dictionary = load_dictionary(settings.dictionary.source, settings.dictionary.name)
-    populations.check_selection(settings.features.select, dictionary.name, dictionary.width)
     if "llm" in settings.explainer.methods:
         prompts.locate(settings.explainer.prompt)
         resolve_model(settings.explainer.model)
@@ -49,89 +50,111 @@ def prepare(settings: Settings) -> Prepared:
         resolve_encoder(settings.simulator.encoder)
     sketch = Subject.sketch(settings.subject)
     sketch.check_context(settings.collect.context_tokens)
-    found = keys(settings, sketch, dictionary)
-    width = sketch.width_at(found.hookpoint)
-    if width is not None and width != dictionary.d_in:
-        raise DictionaryError(
-            f"{dictionary.name} reads activations of width {dictionary.d_in}, but {found.hookpoint} of "
-            f"{settings.subject.model} gives {width}"
-        )
-    return Prepared(settings, found, dictionary)
+    prepared = Prepared(settings, targets.load(settings, sketch))
+    for target in prepared.targets:
+        dictionary = target.dictionary
+        populations.check_selection(settings.features.select, dictionary.name, dictionary.width, prepared.names)
+    return prepared
 
 
 class Pipeline:
-    """The stages of one prepared run on one open store."""
+    """The stages of one prepared run on one open store. With several dictionaries each stage does one after another."""
 
     def __init__(self, store: Store, prepared: Prepared, bar: Bar, say: Callable[[str], None]) -> None:
         self.store, self.prepared, self.bar, self.say = store, prepared, bar, say
-        self.settings, self.keys = prepared.settings, prepared.keys
-        self.asked: Run = self.keys.run(self.settings)
-        store.ask(self.asked)
+        self.settings = prepared.settings
+        self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
+
+    def collect(self, shard: Shard | None = None) -> Tally:
+        """Stage 1, for every dictionary in one pass over the text; or a part of it, for `autointerp merge`."""
+        tally = collect.run(self.store, self.settings, self.prepared.targets, self.bar, shard)
+        return self.log(tally, self.labellings[0].asked)
+
+    def explain(self) -> None:
+        """Stage 2."""
+        for labelling in self.labellings:
+            labelling.explain()
+
+    def simulate_all(self) -> None:
+        """Stage 3 on both splits; the candidates are ranked between them."""
+        for labelling in self.labellings:
+            labelling.simulate("select")
+            labelling.score("select")
+            labelling.simulate("score")
+
+    def score_all(self) -> None:
+        """Stage 4: whatever has been simulated on either split."""
+        for labelling in self.labellings:
+            labelling.score("select")
+            labelling.score("score")
+
+    def all(self) -> None:
+        """Every stage that writes."""
+        self.collect()
+        for labelling in self.labellings:
+            labelling.explain()
+            for split in SPLITS_GRADED:
+                labelling.simulate(split)
+                labelling.score(split)
+
+    def log(self, tally: Tally, asked: Run) -> Tally:
+        """Say how a stage ended, keep it in the store, and let readers see what it wrote."""
+        self.say(tally.line())
+        if tally.worked:
+            failed = json.dumps(tally.failed)
+            row = Stage(asked.run_id, tally.stage, tally.seconds, tally.tokens, tally.ok, failed, peak_memory_mb())
+            self.store.add([row])
+            self.store.publish()
+        return tally
+
+
+SPLITS_GRADED: tuple[Split, ...] = ("select", "score")
+
+
+class Labelling:
+    """The stages after the first, for one dictionary."""
+
+    def __init__(self, pipeline: Pipeline, target: Target, place: int) -> None:
+        self.pipeline, self.target = pipeline, target
+        self.store, self.settings = pipeline.store, pipeline.settings
+        self.asked: Run = target.keys.run(self.settings, place)
+        self.store.ask(self.asked)
 
     @cached_property
     def grading(self) -> Grading:
         """Shared by explain, simulate and score; needs the collection."""
-        return Grading(self.store, self.settings, self._selected(), self.bar)
+        return Grading(self.store, self.settings, self._selected(), self.pipeline.bar)
 
     def _selected(self) -> Run:
         """The run with its features, which can be selected once the collection exists."""
-        row = self.store.collection(self.keys.collection_id)
-        if row is None:
+        collection_id = self.target.keys.collection_id
+        if self.store.collection(collection_id) is None:
             raise StoreError("nothing has been collected for these settings yet: `autointerp collect` comes first")
-        found = populations.population(self.store, self.keys.collection_id, self.settings.features)
+        found = populations.population(self.store, collection_id, self.settings.features)
         features = populations.select(
-            self.settings.features.select, found, self.settings.run.seed, self.prepared.dictionary.name
-        )
+            self.settings.features.select, found, self.settings.run.seed, self.target.dictionary.name,
+            self.pipeline.prepared.names,
+        )  # fmt: skip
         self.asked = replace(self.asked, features=features)
         self.store.ask(self.asked)
         return self.asked
-
-    def collect(self) -> Tally:
-        """Stage 1."""
-        return self._log(collect.run(self.store, self.settings, self.keys, self.prepared.dictionary, self.bar))
 
     def explain(self) -> Tally:
         """Stage 2."""
         grading = self.grading
         features = grading.run.features or []
         # Evidence is only read when a feature is pending, which the stage finds out first.
-        return self._log(
-            explain.run(self.store, self.settings, self.keys, features, lambda: grading.evidence, self.bar)
-        )
+        return self._log(explain.run(
+            self.store, self.settings, self.target.keys, features, lambda: grading.evidence, self.pipeline.bar
+        ))  # fmt: skip
 
-    def simulate(self, split: str) -> Tally:
+    def simulate(self, split: Split) -> Tally:
         """Stage 3 on one split."""
-        return self._log(simulate.run(self.grading, split))  # type: ignore[arg-type]
+        return self._log(simulate.run(self.grading, split))
 
-    def score(self, split: str) -> Tally:
+    def score(self, split: Split) -> Tally:
         """Stage 4 on one split."""
-        return self._log(score.run(self.grading, split))  # type: ignore[arg-type]
-
-    def simulate_all(self) -> None:
-        """Both splits; the candidates are ranked between them."""
-        self.simulate("select")
-        self.score("select")
-        self.simulate("score")
-
-    def score_all(self) -> None:
-        """Whatever has been simulated on either split."""
-        self.score("select")
-        self.score("score")
-
-    def all(self) -> None:
-        """Every stage that writes."""
-        self.collect()
-        self.explain()
-        for split in ("select", "score"):
-            self.simulate(split)
-            self.score(split)
+        return self._log(score.run(self.grading, split))
 
     def _log(self, tally: Tally) -> Tally:
-        """Say how a stage ended, keep it in the store, and let readers see what it wrote."""
-        self.say(tally.line())
-        if tally.worked:
-            failed = json.dumps(tally.failed)
-            row = Stage(self.asked.run_id, tally.stage, tally.seconds, tally.tokens, tally.ok, failed, peak_memory_mb())
-            self.store.add([row])
-            self.store.publish()
-        return tally
+        return self.pipeline.log(tally, self.asked)

@@ -1,6 +1,7 @@
 """Which features there are to label: dead, dense, too rare, eligible; and the ones that a run selects."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,16 +24,19 @@ class Population:
     dense: NDArray[np.bool_]  # fires on more than features.max_density of tokens
     too_rare: NDArray[np.bool_]  # too few firing passages or documents in score
     eligible: NDArray[np.bool_]  # none of these
+    not_encoded: NDArray[np.bool_]  # left out by collect.features: nothing is known of them
 
     @property
     def counts(self) -> dict[str, int]:
         """How many features are live, eligible, dead, dense, too rare. live = eligible + dense + too_rare."""
         kinds = {name: int(getattr(self, name).sum()) for name in ("eligible", "dead", "dense", "too_rare")}
-        return {"live": int((~self.dead).sum()), **kinds}
+        others = {"not_encoded": int(self.not_encoded.sum())} if self.not_encoded.any() else {}
+        return {"live": int((~self.dead & ~self.not_encoded).sum()), **kinds, **others}
 
     def kind(self, feature: int) -> str:
-        """eligible, dead, dense or too_rare."""
-        return next(name for name in ("dead", "dense", "too_rare", "eligible") if getattr(self, name)[feature])
+        """eligible, dead, dense, too_rare, or not_encoded."""
+        kinds = ("not_encoded", "dead", "dense", "too_rare", "eligible")
+        return next(name for name in kinds if getattr(self, name)[feature])
 
 
 def population(store: Store, collection_id: str, cfg: FeaturesSection) -> Population:
@@ -42,14 +46,15 @@ def population(store: Store, collection_id: str, cfg: FeaturesSection) -> Popula
     assert row is not None
     tokens = max(int(np.sum(row["n_tokens"])), 1)
     density = counters["n_tokens"].sum(axis=0) / tokens
-    dead = counters["n_tokens"].sum(axis=0) == 0
+    encoded = counters["encoded"]
+    dead = (counters["n_tokens"].sum(axis=0) == 0) & encoded
     dense = density > cfg.max_density
     rare = (counters["n_passages"][SCORE] < cfg.min_passages) | (counters["n_documents"][SCORE] < cfg.min_documents)
-    return Population(density, dead, dense, rare & ~dead & ~dense, ~(rare | dead | dense))
+    return Population(density, dead, dense, rare & ~dead & ~dense & encoded, ~(rare | dead | dense), ~encoded)
 
 
-def select(text: str, found: Population, seed: int, dictionary: str) -> list[int]:
-    """The features that `features.select` names, ascending.
+def select(text: str, found: Population, seed: int, dictionary: str, names: Sequence[str] = ()) -> list[int]:
+    """The features that `features.select` names, ascending; of several dictionaries (`names`) those of this one.
 
     random:N samples N eligible features (all of them where there are fewer); density:LO..HI and all take every
     eligible one (in that range); indices or ids, in the setting or a file, are taken as they are.
@@ -65,7 +70,13 @@ def select(text: str, found: Population, seed: int, dictionary: str) -> list[int
     elif text == "all":
         chosen = eligible
     else:
-        chosen = np.array([feature_index(w, dictionary, len(found.dead)) for w in listed(text)], dtype=np.int64)
+        words = addressed(listed(text), dictionary, names)
+        if not words and len(names) > 1:
+            return []  # all of them are of other dictionaries
+        chosen = np.array([feature_index(w, dictionary, len(found.dead)) for w in words], dtype=np.int64)
+        if found.not_encoded[chosen].any():
+            first = int(chosen[found.not_encoded[chosen]][0])
+            raise FeatureError(f"features.select = {text!r}: feature {first} was left out by collect.features")
     if not len(chosen):
         counts = ", ".join(f"{n} {kind}" for kind, n in found.counts.items())
         raise FeatureError(
@@ -84,6 +95,15 @@ def listed(text: str) -> list[str]:
     return [word for word in re.split(r"[,\s]+", text) if word]
 
 
+def addressed(words: Sequence[str], dictionary: str, names: Sequence[str]) -> list[str]:
+    """The words that mean this dictionary: bare indices mean every one, `name/17` the one of that name.
+
+    names  every dictionary of the configuration; a word with another name is kept, so that it is refused later
+    """
+    others = set(names) - {dictionary}
+    return [word for word in words if word.rpartition("/")[0] not in others]
+
+
 def _is_file(text: str) -> bool:
     try:
         return Path(text).is_file()
@@ -91,7 +111,7 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def check_selection(text: str, dictionary: str, width: int) -> None:
+def check_selection(text: str, dictionary: str, width: int, names: Sequence[str] = ()) -> None:
     """Raises FeatureError for a selection that cannot mean anything, before any work is done."""
     if re.fullmatch(r"random:[1-9]\d*|all", text):
         return
@@ -101,7 +121,7 @@ def check_selection(text: str, dictionary: str, width: int) -> None:
         return
     words = listed(text)
     if words and (_is_file(text) or all(re.fullmatch(r"([\w.\-]+/)?\d+", word) for word in words)):
-        for word in words:
+        for word in addressed(words, dictionary, names):
             feature_index(word, dictionary, width)
     else:
         raise FeatureError(

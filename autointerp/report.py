@@ -3,6 +3,7 @@
 Every mean is printed with how many features it covers and how many it lost, by reason. Nothing here computes a grade.
 """
 
+import re
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,18 +61,28 @@ class Reading:
     population: Population
     labels: list[Label]
     summary: dict[str, Any]
+    alone: bool = True  # False where the configuration has other dictionaries, which have readings of their own
 
 
-def read(store: Store) -> Reading:
-    """The latest run of a store. Raises StoreError where nothing has been collected."""
-    run = store.latest_run()
+def read(store: Store, dictionary: str | None = None) -> Reading:
+    """The latest run of a store: its first dictionary, or the one of this name.
+
+    Raises StoreError where nothing has been collected.
+    """
+    run = store.latest_run(dictionary)
+    alone = len(store.latest_runs()) == 1
     settings = Settings.model_validate_json(run.settings)
     row = store.collection(run.collection_id)
     if row is None:
         raise StoreError(f"{store.path}: nothing has been collected yet; `autointerp run` does it")
     found = population(store, run.collection_id, settings.features)
     labels = _labels(store, run, found, row["dictionary"])
-    return Reading(run, settings, row, found, labels, _summary(store, run, found, labels))
+    return Reading(run, settings, row, found, labels, _summary(store, run, found, labels), alone)
+
+
+def read_all(store: Store) -> list[Reading]:
+    """The latest run of a store, one reading per dictionary of its configuration."""
+    return [read(store, run.dictionary) for run in store.latest_runs()]
 
 
 def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[Label]:
@@ -278,10 +289,14 @@ def _grade(value: float | None) -> Text:
 
 
 def write(reading: Reading, store: Store, folder: Path) -> Path:
-    """Write report.html into the run's folder, by an atomic rename; returns its path."""
+    """Write the page into the run's folder, by an atomic rename; returns its path.
+
+    It is called report.html, or report-DICTIONARY.html where there are several.
+    """
     from autointerp.page import render
 
-    path = folder / "report.html"
+    name = "report" if reading.alone else f"report-{re.sub(r'[^A-Za-z0-9._-]+', '_', reading.run.dictionary)}"
+    path = folder / f"{name}.html"
     scratch = path.with_suffix(".writing")
     try:
         scratch.write_text(render(reading, store), "utf-8")

@@ -39,6 +39,8 @@ class Run(Row):
     simulator_id: Annotated[str, "simulator that these settings ask for"]
     scorer_id: Annotated[str, "scoring design that these settings ask for"]
     features: Annotated[list[int] | None, "selected features; NULL until the collection exists"]
+    dictionary: Annotated[str, "name of the dictionary; a configuration with several has one run for each"]
+    place: Annotated[int, "place of the dictionary in the configuration, from 0"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Collection(Row):
     architecture: Annotated[str, "topk, standard"]
     width: Annotated[int, "number of features, dead ones included"]
     corpus: Annotated[str, "corpus.source of the settings"]
-    settings: Annotated[str, "JSON of what was hashed"]
+    settings: Annotated[str, "JSON of the settings that decide what is kept"]
     context_tokens: Annotated[int, "tokens that the subject saw at once"]
     passage_tokens: Annotated[int, "tokens of a full passage"]
     n_tokens: Annotated[list[int], "usable token positions per split (masked ones excluded)"]
@@ -75,6 +77,8 @@ class Collection(Row):
     n_documents: Annotated[list[int], "documents per split"]
     n_panel: Annotated[list[int], "panel passages per split"]
     n_masked: Annotated[int, "positions masked: special tokens and attention sinks"]
+    whole_id: Annotated[str, "collection that this is a part of; itself where it is whole"]
+    shards: Annotated[list[str] | None, "shards of the corpus that it covers, as i/n; NULL where it is whole"]
 
 
 @dataclass(frozen=True, slots=True)

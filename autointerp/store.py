@@ -242,17 +242,56 @@ class Store:
 
     # -- reading: runs and collections -----------------------------------------------------------------------------
 
-    def latest_run(self) -> Run:
-        """What was asked last. Raises StoreError in a database without a run."""
-        found = self._rows("SELECT * EXCLUDE asked_at FROM run ORDER BY asked_at DESC LIMIT 1")
+    def latest_run(self, dictionary: str | None = None) -> Run:
+        """What was asked last; of a configuration with several dictionaries the first, or the one of this name.
+
+        Raises StoreError in a database without a run, or without that dictionary.
+        """
+        runs = self.latest_runs()
+        if dictionary is None:
+            return runs[0]
+        found = next((run for run in runs if run.dictionary == dictionary), None)
+        if found is None:
+            known = ", ".join(run.dictionary for run in runs)
+            raise StoreError(f"{self.path}: no dictionary {dictionary!r} in the latest run, which has {known}")
+        return found
+
+    def latest_runs(self) -> list[Run]:
+        """What was asked last: one run per dictionary of the configuration, in its order."""
+        found = self._rows(
+            "WITH last AS (SELECT settings, code_version FROM run ORDER BY asked_at DESC LIMIT 1) "
+            "SELECT * EXCLUDE asked_at FROM run SEMI JOIN last USING (settings, code_version) ORDER BY place"
+        )
         if not found:
             raise StoreError(f"{self.path} holds no run yet")
-        return Run(**found[0])
+        return [Run(**row) for row in found]
 
     def collection(self, collection_id: str) -> dict[str, Any] | None:
         """The collection's row as a dict, or None."""
         found = self._rows("SELECT * FROM collection WHERE collection_id = ?", [collection_id])
         return found[0] if found else None
+
+    def collections(self) -> list[dict[str, Any]]:
+        """Every collection's row as a dict, by dictionary."""
+        return self._rows("SELECT * FROM collection ORDER BY dictionary, collection_id")
+
+    def encoded_features(self, collection_id: str) -> list[int] | None:
+        """The features that were encoded, ascending; None where that is all of them."""
+        encoded = self.features(collection_id)["encoded"]
+        return None if encoded.all() else np.flatnonzero(encoded).tolist()
+
+    def largest_token(self, collection_id: str) -> int:
+        """The largest token id of a collection; 0 where it has none."""
+        found = self._one("SELECT coalesce(max(token_id), 0) FROM token WHERE collection_id = ?", [collection_id])
+        return int(found[0]) if found else 0
+
+    def rows_of(self, table: type[Row], collection_id: str, order: str) -> pa.Table:
+        """All rows of a table that belong to a collection, as arrow columns (enums as text), by the columns `order`."""
+        enums = {"split", "why"} & {f.name for f in fields(table)}  # type: ignore[arg-type]
+        text = f"REPLACE ({', '.join(f'{e}::VARCHAR AS {e}' for e in sorted(enums))})" if enums else ""
+        return self._arrow(
+            f"SELECT * {text} FROM {table.table} WHERE collection_id = ? ORDER BY {order}", [collection_id]
+        )
 
     def stages(self, run_id: str) -> list[dict[str, Any]]:
         """Every execution of a stage for this run, oldest first; `failed` is parsed."""
@@ -260,12 +299,23 @@ class Store:
         return [row | {"failed": json.loads(row["failed"])} for row in found]
 
     def features(self, collection_id: str) -> dict[str, NDArray[Any]]:
-        """Counters of all features, by index: n_tokens, n_passages, n_documents, sum, max, each [3, feature]."""
+        """Counters of all features, by index: n_tokens, n_passages, n_documents, sum, max, each [3, feature].
+
+        Features that were not encoded (collect.features) have zeros; `encoded` [feature] says which were.
+        """
         names = ("n_tokens", "n_passages", "n_documents", "sum", "max")
         table = self._arrow(
-            f"SELECT {', '.join(names)} FROM feature WHERE collection_id = ? ORDER BY feature", [collection_id]
+            f"SELECT feature, {', '.join(names)} FROM feature WHERE collection_id = ? ORDER BY feature", [collection_id]
         )
-        return {name: _flat(table[name]).reshape(-1, 3).T for name in names}
+        row = self._one("SELECT width FROM collection WHERE collection_id = ?", [collection_id])
+        width, feature = (row[0] if row else 0), table["feature"].to_numpy()
+        found: dict[str, NDArray[Any]] = {"encoded": np.zeros(width, dtype=bool)}
+        found["encoded"][feature] = True
+        for name in names:
+            flat = _flat(table[name])
+            found[name] = np.zeros((3, width), dtype=flat.dtype)
+            found[name][:, feature] = flat.reshape(-1, 3).T
+        return found
 
     def top_tokens(self, collection_id: str, feature: int) -> list[int]:
         """The feature's heaviest token ids, heaviest first."""
@@ -519,6 +569,11 @@ def _arrow(column: Any) -> pa.Array:
     if isinstance(column, np.ndarray) and column.ndim == 2:
         return lists(np.arange(0, column.size + 1, column.shape[1], dtype=np.int64), column.reshape(-1))
     return pa.array(column)
+
+
+def ragged(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], NDArray[Any]]:
+    """Offsets and flat values of a column of lists: the inverse of `lists`."""
+    return _offsets(column), _flat(column)
 
 
 def _flat(column: pa.ChunkedArray) -> NDArray[Any]:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,10 +113,21 @@ def quiet_transformers() -> Iterator[None]:
         hf_logging.set_verbosity(level)
 
 
-def pick_device(wanted: str) -> torch.device:
-    """`auto` becomes cuda, mps or cpu, whichever is there first. Raises SubjectError for a device that is not there."""
+def pick_devices(wanted: str) -> list[torch.device]:
+    """The devices of `subject.device`: `auto` is every GPU, else mps, else the CPU; several are separated by commas.
+
+    Raises SubjectError for a device that is not there.
+    """
     if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+        return [torch.device(name) for name in gpus or ["mps" if torch.backends.mps.is_available() else "cpu"]]
+    return [pick_device(name.strip()) for name in wanted.split(",")]
+
+
+def pick_device(wanted: str) -> torch.device:
+    """One device: the first of several. Raises SubjectError for a device that is not there."""
+    if wanted == "auto" or "," in wanted:
+        return pick_devices(wanted)[0]
     try:
         device = torch.device(wanted)
         torch.empty(0, device=device)
@@ -149,15 +160,28 @@ class Subject:
     device: torch.device
     prepend_bos: bool = False
     max_norm_ratio: float = 10.0
+    _masks: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, cfg: SubjectSection) -> "Subject":
-        """Load the model named in the settings. Raises SubjectError."""
-        device = pick_device(cfg.device)
+    def load(cls, cfg: SubjectSection, device: torch.device | None = None) -> "Subject":
+        """Load the model named in the settings, on `device` or the first of the settings'. Raises SubjectError."""
+        device = device or pick_device(cfg.device)
         model, tokenizer = load_causal_lm(cfg.model, cfg.dtype, device)
         if cfg.prepend_bos and tokenizer.bos_token_id is None:
             raise SubjectError(f"subject.prepend_bos is set, but the tokenizer of {cfg.model!r} has no BOS token")
         return cls(model, tokenizer, cfg.model, device, cfg.prepend_bos, cfg.max_norm_ratio)
+
+    @classmethod
+    def reader(cls, cfg: SubjectSection) -> "Subject":
+        """The tokenizer alone: enough to turn token ids into text. Raises SubjectError."""
+        from transformers import AutoTokenizer
+
+        try:
+            with quiet_transformers():
+                tokenizer = AutoTokenizer.from_pretrained(resolve_model(cfg.model))
+        except (OSError, ValueError, KeyError) as problem:
+            raise SubjectError(f"tokenizer of {cfg.model!r} cannot be loaded: {_first_line(problem)}") from None
+        return cls(None, tokenizer, cfg.model, torch.device("cpu"))  # type: ignore[arg-type]
 
     @classmethod
     def sketch(cls, cfg: SubjectSection) -> "Subject":
@@ -235,6 +259,8 @@ class Subject:
         if self.prepend_bos and self.tokenizer is not None:  # a sketch has no tokenizer, and needs no BOS
             bos = torch.full((len(tokens), 1), int(self.tokenizer.bos_token_id), device=self.device)
             tokens = torch.cat([bos, tokens], dim=1)
+        if tokens.device.type == "cuda" and "attention_mask" not in extra and self._mask_is_plain(tokens.shape[1]):
+            extra["attention_mask"] = self._causal_mask(tokens.shape[1])
         caught: dict[str, Tensor] = {}
         handles = []
         try:
@@ -256,26 +282,46 @@ class Subject:
                 )
         return {path: caught[path][:, tokens.shape[1] - n_tokens :] for path in hookpoints}
 
+    def _mask_is_plain(self, n_tokens: int) -> bool:
+        """True where every layer attends to all earlier positions of a context this long."""
+        config: Any = self.model.config
+        window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+        return config._attn_implementation == "sdpa" and (window is None or window >= n_tokens)
+
+    def _causal_mask(self, n_tokens: int) -> Tensor:
+        """bool [1, 1, token, token]. Given none, transformers looks at position ids on the host to see whether texts
+        are packed, which makes a GPU wait once per batch."""
+        if n_tokens not in self._masks:
+            square = torch.ones((n_tokens, n_tokens), dtype=torch.bool, device=self.device)
+            self._masks[n_tokens] = square.tril()[None, None]
+        return self._masks[n_tokens]
+
     @cached_property
     def special_ids(self) -> Tensor:
-        """Ids of special tokens (BOS, EOS, PAD ...), sorted; their positions are masked."""
-        return torch.tensor(sorted(set(self.tokenizer.all_special_ids)), dtype=torch.int64)
+        """Ids of special tokens (BOS, EOS, PAD ...), sorted, on the subject's device; their positions are masked."""
+        return torch.tensor(sorted(set(self.tokenizer.all_special_ids)), dtype=torch.int64, device=self.device)
 
     def usable(self, tokens: Tensor, activation: Tensor, lengths: Tensor) -> Tensor:
-        """Positions that count: real, not a special token, and not an attention sink.
+        """bool [context, token]: positions that count. The first result of `judge`."""
+        return self.judge(tokens, activation, lengths)[0]
+
+    def judge(self, tokens: Tensor, activation: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions that count: real, not a special token, and not an attention sink; and those that are finite.
 
         tokens      int64 [context, token]
         activation  [context, token, d]
         lengths     int64 [context], tokens before the padding
-        Returns bool [context, token]. A sink is a position whose norm exceeds `max_norm_ratio` times the median norm
-        of the real positions of its own context, so the rule does not depend on what else is in the batch.
+        Returns two of bool [context, token]. A sink is a position whose norm exceeds `max_norm_ratio` times the median
+        norm of the real positions of its own context, so the rule does not depend on what else is in the batch. A
+        position is not finite where its norm (in float32) is not; padding is taken for finite.
         """
         device = activation.device
         norms = torch.linalg.vector_norm(activation, dim=-1, dtype=torch.float32)
-        real = torch.arange(tokens.shape[1], device=device)[None, :] < lengths.to(device)[:, None]
+        lengths = lengths.to(device, non_blocking=True)
+        real = torch.arange(tokens.shape[1], device=device)[None, :] < lengths[:, None]
         median = norms.masked_fill(~real, float("nan")).nanmedian(dim=1, keepdim=True).values
-        special = torch.isin(tokens.to(device), self.special_ids.to(device))
-        return real & ~special & (norms <= self.max_norm_ratio * median)
+        special = torch.isin(tokens.to(device, non_blocking=True), self.special_ids)
+        return real & ~special & (norms <= self.max_norm_ratio * median), torch.isfinite(norms) | ~real
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that a token stands for; several tokens may be needed to complete a character."""

@@ -11,12 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from autointerp import collect, dictionary, subject
+from autointerp import collect, dictionary, kept, subject, sweep, targets
 from autointerp.config import Settings
 from autointerp.corpus import SPLITS, contexts, documents, split_of
 from autointerp.errors import CorpusError, DictionaryError, StoreError, SubjectError
 from autointerp.keep import Keeper
-from autointerp.keys import keys
 from autointerp.store import Store
 from autointerp.subject import Subject
 from autointerp.tally import Bar, Tally
@@ -28,22 +27,19 @@ Make = Callable[..., Settings]
 
 
 def gather(settings: Settings, store: Store | None = None) -> tuple[Store, str, Tally]:
-    """Collect into a store; also the collection's id and the tally."""
-    sae = dictionary.load(settings.dictionary.source, settings.dictionary.name)
-    found = keys(settings, Subject.sketch(settings.subject), sae)
+    """Collect into a store; also the (first) collection's id and the tally."""
+    found = targets.load(settings, Subject.sketch(settings.subject))
     store = store or Store.memory()
     with Bar(enabled=False) as bar:
-        tally = collect.run(store, settings, found, sae, bar)
-    return store, found.collection_id, tally
+        tally = collect.run(store, settings, found, bar)
+    return store, found[0].keys.collection_id, tally
 
 
 TABLES = ("collection", "document", "passage", "token", "feature", "excerpt", "panel")
 
 
 def rows(store: Store, table: str) -> list[tuple[Any, ...]]:
-    # Which settings a collection came from includes what changes speed alone.
-    names = "* EXCLUDE (settings)" if table == "collection" else "*"
-    return store.query(f"SELECT {names} FROM {table} ORDER BY ALL")[1]
+    return store.query(f"SELECT * FROM {table} ORDER BY ALL")[1]
 
 
 def excerpts(store: Store) -> list[tuple[Any, ...]]:
@@ -111,7 +107,7 @@ class Dense:
 def dense_pass(settings: Settings) -> list[Dense]:
     """Run the subject on one unpadded context at a time, and encode with one dense product."""
     model = Subject.load(settings.subject)
-    sae = dictionary.load(settings.dictionary.source)
+    sae = dictionary.load(settings.dictionary[0].source)
     found = []
     read = contexts(
         settings.corpus, model.tokenizer, settings.collect.context_tokens, settings.collect.split_salt
@@ -281,7 +277,7 @@ def test_the_heaviest_tokens_are_those_with_the_most_activation_in_kept_explain_
             for position, value in zip(positions, values, strict=True):
                 mass[tokens[position]] = mass.get(tokens[position], 0) + value
         top = reference.store.top_tokens(reference.collection_id, feature)
-        assert len(top) == min(len(mass), collect.TOP_TOKENS)
+        assert len(top) == min(len(mass), kept.TOP_TOKENS)
         assert_close(
             [mass[t] for t in top], sorted(mass.values(), reverse=True)[: len(top)], f"feature {feature}"
         )
@@ -352,7 +348,7 @@ def interrupt(settings: Settings, at: int, monkeypatch: pytest.MonkeyPatch) -> N
         add(self, batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(collect, "CHECKPOINT_SECONDS", -1.0)
+        patch.setattr(sweep, "CHECKPOINT_SECONDS", -1.0)
         patch.setattr(Keeper, "add", dying)
         with pytest.raises(KeyboardInterrupt), Store.create(settings.database) as store:
             gather(settings, store)
@@ -391,14 +387,18 @@ def test_a_pass_resumed_with_another_batch_size_reads_every_context_once(
         assert_close(excerpts(store), excerpts(reference.store))
 
 
-def test_the_checkpoint_of_another_configuration_is_not_used(
-    reference: Collected, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_checkpoint_of_another_configuration_is_refused_and_kept(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     interrupt(make(run__results=tmp_path, run__seed=5), 3, monkeypatch)
     settings = make(run__results=tmp_path)
-    with Store.create(settings.database) as store:
+    before = (settings.folder / "collect.checkpoint.npz").read_bytes()
+    with (
+        Store.create(settings.database) as store,
+        pytest.raises(StoreError, match="of another configuration: finish that one, choose another run.name, or delete"),
+    ):
         gather(settings, store)
-        assert [t for t in TABLES if rows(store, t) != rows(reference.store, t)] == []
+    assert (settings.folder / "collect.checkpoint.npz").read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -421,7 +421,7 @@ def test_a_pass_that_fails_leaves_no_row(make: Make, monkeypatch: pytest.MonkeyP
         raise RuntimeError("planted")
 
     store = Store.memory()
-    monkeypatch.setattr(collect, "_write_panel", fail)
+    monkeypatch.setattr(kept, "_write_panel", fail)
     with pytest.raises(RuntimeError, match="planted"):
         gather(make(), store)
     assert [t for t in TABLES if rows(store, t)] == []
@@ -441,8 +441,8 @@ def test_activations_that_are_not_finite_are_refused_with_document_and_position(
         output[0, 7:9] = float("nan")
         return output
 
-    def poisoned(cls: type[Subject], cfg: Any) -> Subject:
-        found: Subject = load(cls, cfg)
+    def poisoned(cls: type[Subject], *args: Any) -> Subject:
+        found: Subject = load(cls, *args)
         found.model.get_submodule("model.layers.1").register_forward_hook(plant)
         return found
 
@@ -458,8 +458,8 @@ def test_activations_that_are_not_finite_are_refused_with_document_and_position(
 def test_a_weight_that_is_not_finite_stops_the_pass(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     load = Subject.load.__func__  # type: ignore[attr-defined]
 
-    def poisoned(cls: type[Subject], cfg: Any) -> Subject:
-        found: Subject = load(cls, cfg)
+    def poisoned(cls: type[Subject], *args: Any) -> Subject:
+        found: Subject = load(cls, *args)
         with torch.no_grad():
             found.model.get_submodule("model.layers.1.mlp.down_proj").weight[3, 5] = float("inf")
         return found

@@ -13,6 +13,7 @@ from autointerp.config import CorpusSection
 from autointerp.corpus import (
     SPLITS,
     Allotment,
+    Shard,
     Context,
     context_starts,
     contexts,
@@ -320,7 +321,7 @@ def test_what_is_read_does_not_depend_on_the_order_of_files(tmp_path: Path, toke
 def test_shards_partition_the_documents_and_their_union_is_the_whole(tmp_path: Path, tokens: int) -> None:
     cfg = section(folder(tmp_path / "a", [f"{i} " * 30 for i in range(25)]), tokens)
     whole = places(read(cfg))
-    shards = [places(read(cfg, shard=(i, 3))) for i in range(3)]
+    shards = [places(read(cfg, shard=Shard(i, 3))) for i in range(3)]
     assert set().union(*shards) == whole
     owners = [{d for d, _, _ in shard} for shard in shards]
     assert sum(map(len, owners)) == len({d for d, _, _ in whole})
@@ -330,4 +331,4 @@ def test_shards_partition_the_documents_and_their_union_is_the_whole(tmp_path: P
 def test_an_allotment_made_beforehand_is_the_one_that_is_used(tmp_path: Path) -> None:
     cfg = section(folder(tmp_path / "a", TEXTS), 200)
     assert places(read(cfg, allotment=Allotment.plan(cfg, 8))) == places(read(cfg))
-    assert read(cfg, allotment=Allotment({})) == []
+    assert read(cfg, allotment=Allotment(np.empty(0, np.uint64), np.empty(0, np.int64))) == []

@@ -60,7 +60,7 @@ def load(source: str, name: str | None = None) -> Dictionary:
     return Dictionary(
         name=name or folder.resolve().name,
         architecture=architecture,
-        **tensors,
+        **tensors,  # type: ignore[arg-type]
         k=k if architecture == "topk" else None,
         apply_b_dec_to_input=bool(config.get("apply_b_dec_to_input", True)),
         rescale_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),

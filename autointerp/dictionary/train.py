@@ -69,7 +69,7 @@ def train_dictionary(settings: Settings, recipe: Recipe, folder: Path, progress:
     check(recipe, folder)
     subject = Subject.load(settings.subject)
     subject.check_context(settings.collect.context_tokens)
-    hookpoint = subject.hookpoint(settings.dictionary.hookpoint or settings.subject.hookpoint)
+    hookpoint = subject.hookpoint(settings.dictionary[0].hookpoint or settings.subject.hookpoint)
     read = list(_all_contexts(settings, subject))
     seen = [c for c in read if not is_held_out(c)]
     held_out = [c for c in read if is_held_out(c)]

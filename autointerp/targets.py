@@ -1,0 +1,65 @@
+"""What one pass collects for: each dictionary of the configuration, loaded, with its keys and its place in the subject.
+
+Everything that can be checked without running the subject is checked here.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+
+from autointerp import population as populations
+from autointerp.config import Settings
+from autointerp.dictionary import Dictionary
+from autointerp.dictionary import load as load_dictionary
+from autointerp.errors import ConfigError, DictionaryError, FeatureError
+from autointerp.keys import Keys, keys
+from autointerp.subject import Subject
+
+
+@dataclass(frozen=True)
+class Target:
+    """One dictionary to collect for, on the CPU in float32."""
+
+    keys: Keys
+    dictionary: Dictionary
+
+    @property
+    def features(self) -> list[int] | None:
+        """The features that are kept, ascending; None for all."""
+        wanted = self.dictionary.wanted
+        return None if wanted is None else [int(i) for i in wanted]
+
+
+def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
+    """The targets of a configuration. Raises a UserError for the first that does not fit the subject or another."""
+    dictionaries = [load_dictionary(section.source, section.name) for section in settings.dictionary]
+    names = [dictionary.name for dictionary in dictionaries]
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated:
+        raise ConfigError(f"two [[dictionary]] tables are named {repeated[0]!r}: give each a name of its own")
+    found = []
+    for section, whole in zip(settings.dictionary, dictionaries, strict=True):
+        dictionary = _only_wanted(settings.collect.features, whole, names)
+        identity = keys(settings, sketch, section, dictionary)
+        width = sketch.width_at(identity.hookpoint)
+        if width is not None and width != dictionary.d_in:
+            raise DictionaryError(
+                f"{dictionary.name} reads activations of width {dictionary.d_in}, but {identity.hookpoint} of "
+                f"{settings.subject.model} gives {width}"
+            )
+        found.append(Target(identity, dictionary))
+    return tuple(found)
+
+
+def _only_wanted(text: str, dictionary: Dictionary, names: list[str]) -> Dictionary:
+    if text == "all":
+        return dictionary
+    words = populations.addressed(populations.listed(text), dictionary.name, names)
+    try:
+        wanted = sorted({populations.feature_index(word, dictionary.name, dictionary.width) for word in words})
+    except FeatureError as problem:
+        raise ConfigError(f"collect.features = {text!r}: {problem}") from None
+    if not wanted:
+        raise ConfigError(f"collect.features = {text!r} names no feature of {dictionary.name}; leave that one out")
+    return dictionary.only(torch.tensor(wanted))
