@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import collecting
+from tests.bench import collecting, disk
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,11 @@ def main() -> None:
     read = collecting.read_milliseconds()
     if read is not None:
         rows.append(row("collect/read", read, "ms per feature, median", at_most=3.0))
+    for name, kilobytes, bar in (("default", disk.default(), 8.0), ("saturated", disk.saturated(), 32.0)):
+        if kilobytes is not None:
+            rows.append(row(f"collect/disk-{name}", kilobytes.others, "KB per live feature", at_most=bar))
+            rows.append(row(f"collect/disk-{name}/panel", kilobytes.panel, "KB per live feature"))
+            rows.append(row(f"collect/disk-{name}/calls", kilobytes.calls, "KB per live feature"))
     table = Table("name", "value", "unit", "bar", "holds")
     for r in rows:
         table.add_row(r.name, f"{r.value:,.3f}", r.unit, r.bar, {True: "yes", False: "NO", None: ""}[r.holds])
