@@ -87,7 +87,7 @@ def write(
 def _write_text(
     store: Store, collection: str, keeper: Keeper, documents: dict[int, Whereabouts], piece: Callable[[int], bytes]
 ) -> None:
-    passages = keeper.passages
+    passages = keeper.passages.take(_by_first_feature(keeper))
     store.add([
         Document(collection, f"{key:016x}", found.source, SPLITS[found.split], found.n_tokens)
         for key, found in ((key, documents[key]) for key in np.unique(passages.document).tolist())
@@ -111,6 +111,14 @@ def _write_text(
         "piece": [piece(int(i)) for i in ids],
         "n_explain": keeper.token_count[ids],
     })  # fmt: skip
+
+
+def _by_first_feature(keeper: Keeper) -> NDArray[np.int64]:
+    """An order of passages in which those that one feature holds lie near each other: by the first that holds them."""
+    where = np.searchsorted(keeper.passages.id, keeper.pool.passage)
+    first = np.full(len(keeper.passages.id), keeper.width, dtype=np.int64)
+    np.minimum.at(first, where, keeper.pool.feature)
+    return np.lexsort((keeper.passages.id, first))
 
 
 def _write_features(store: Store, collection: str, name: str, keeper: Keeper, features: list[int] | None) -> None:

@@ -95,16 +95,36 @@ STEPS: tuple[tuple[str, str], ...] = (
     (
         "m002_shards_and_several_dictionaries",
         """
-        ALTER TABLE collection ADD COLUMN whole_id VARCHAR;
-        UPDATE collection SET whole_id = collection_id;
+        ALTER TABLE collection ADD COLUMN whole_id VARCHAR DEFAULT '';
         ALTER TABLE collection ALTER COLUMN whole_id SET NOT NULL;
+        ALTER TABLE collection ALTER COLUMN whole_id DROP DEFAULT;
         ALTER TABLE collection ADD COLUMN shards VARCHAR[];
-        ALTER TABLE run ADD COLUMN dictionary VARCHAR;
-        UPDATE run SET dictionary = coalesce(
-            (SELECT any_value(c.dictionary) FROM collection c WHERE c.collection_id = run.collection_id), '');
+        ALTER TABLE run ADD COLUMN dictionary VARCHAR DEFAULT '';
         ALTER TABLE run ALTER COLUMN dictionary SET NOT NULL;
+        ALTER TABLE run ALTER COLUMN dictionary DROP DEFAULT;
         ALTER TABLE run ADD COLUMN place INTEGER DEFAULT 0;
         ALTER TABLE run ALTER COLUMN place SET NOT NULL;
+        UPDATE collection SET whole_id = collection_id;
+        UPDATE run SET dictionary = coalesce(
+            (SELECT any_value(c.dictionary) FROM collection c WHERE c.collection_id = run.collection_id), '');
+        """,
+    ),
+    (
+        "m003_packed_tokens",
+        """
+        CREATE TABLE packed (
+            collection_id VARCHAR NOT NULL, passage_id BIGINT NOT NULL, document_id VARCHAR NOT NULL,
+            split split NOT NULL, start INTEGER NOT NULL, tokens BLOB NOT NULL USING COMPRESSION zstd,
+            masked UTINYINT[] NOT NULL
+        );
+        INSERT INTO packed SELECT * REPLACE (
+            unhex(array_to_string(list_transform(tokens, lambda t: CASE
+                WHEN t < 128 THEN printf('%02x', t)
+                WHEN t < 16384 THEN printf('%02x%02x', t & 127 | 128, t >> 7)
+                ELSE printf('%02x%02x%02x', t & 127 | 128, (t >> 7) & 127 | 128, t >> 14) END), '')) AS tokens
+        ) FROM passage;
+        DROP TABLE passage;
+        ALTER TABLE packed RENAME TO passage;
         """,
     ),
 )

@@ -5,6 +5,7 @@ One process writes; DuckDB lets no other process open a file that is being writt
 """
 
 import contextlib
+import itertools
 import json
 import re
 import shutil
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from autointerp.errors import StoreBusy, StoreError
 from autointerp.migrations import STEPS
-from autointerp.rows import TABLES, Draw, Explanation, Row, Run, Score, Split
+from autointerp.rows import TABLES, Draw, Explanation, Passage, Row, Run, Score, Split
 
 # What readers join first: for each feature the candidate that did best on select, ties by id.
 _CHOSEN = """
@@ -226,7 +227,10 @@ class Store:
 
     def add_columns(self, table: type[Row], columns: Mapping[str, Any]) -> None:
         """Append rows given by column: arrays, lists, or arrow arrays (for columns that hold lists)."""
-        incoming = pa.table({name: _arrow(column) for name, column in columns.items()})
+        arrays = {name: _arrow(column) for name, column in columns.items()}
+        if table is Passage:
+            arrays["tokens"] = packed(*ragged(pa.chunked_array([arrays["tokens"]])))
+        incoming = pa.table(arrays)
         self.db.register("incoming", incoming)
         self.db.execute(f"INSERT INTO {table.table} BY NAME SELECT * FROM incoming")
         self.db.unregister("incoming")
@@ -260,7 +264,8 @@ class Store:
         """What was asked last: one run per dictionary of the configuration, in its order."""
         found = self._rows(
             "WITH last AS (SELECT settings, code_version FROM run ORDER BY asked_at DESC LIMIT 1) "
-            "SELECT * EXCLUDE asked_at FROM run SEMI JOIN last USING (settings, code_version) ORDER BY place"
+            "SELECT * EXCLUDE asked_at FROM run SEMI JOIN last USING (settings, code_version) "
+            "QUALIFY row_number() OVER (PARTITION BY place ORDER BY asked_at DESC) = 1 ORDER BY place"
         )
         if not found:
             raise StoreError(f"{self.path} holds no run yet")
@@ -289,9 +294,13 @@ class Store:
         """All rows of a table that belong to a collection, as arrow columns (enums as text), by the columns `order`."""
         enums = {"split", "why"} & {f.name for f in fields(table)}  # type: ignore[arg-type]
         text = f"REPLACE ({', '.join(f'{e}::VARCHAR AS {e}' for e in sorted(enums))})" if enums else ""
-        return self._arrow(
+        found = self._arrow(
             f"SELECT * {text} FROM {table.table} WHERE collection_id = ? ORDER BY {order}", [collection_id]
         )
+        if table is Passage:
+            tokens = lists(*unpacked(found["tokens"].to_pylist()))
+            found = found.set_column(found.column_names.index("tokens"), "tokens", tokens)
+        return found
 
     def stages(self, run_id: str) -> list[dict[str, Any]]:
         """Every execution of a stage for this run, oldest first; `failed` is parsed."""
@@ -384,19 +393,26 @@ class Store:
         """Kept passages by id: all of them, or those asked for."""
         where, parameters = "", [collection_id]
         if ids is not None:
+            # In two steps, because passages of a feature lie together: a few rows by their number cost less than
+            # a scan of all texts by id.
             self.db.register("wanted", pa.table({"id": pa.array(np.unique(ids))}))
-            where = " AND passage_id IN (SELECT id FROM wanted)"
+            rows = self._arrow(
+                "SELECT rowid FROM passage WHERE collection_id = ? AND passage_id IN (SELECT id FROM wanted)",
+                [collection_id],
+            )
+            self.db.unregister("wanted")
+            where, parameters = " AND rowid IN (SELECT unnest(?))", [collection_id, rows["rowid"].to_pylist()]
         table = self._arrow(
             "SELECT passage_id, document_id, split::VARCHAR AS split, start, tokens, masked "
             f"FROM passage WHERE collection_id = ?{where} ORDER BY passage_id",
             parameters,
         )
-        if ids is not None:
-            self.db.unregister("wanted")
-        columns = (
-            table[name].to_pylist() for name in ("passage_id", "document_id", "split", "start", "tokens", "masked")
+        offsets, flat = unpacked(table["tokens"].to_pylist())
+        tokens = [flat[i:j].tolist() for i, j in itertools.pairwise(offsets.tolist())]
+        ids, document, split, start, masked = (
+            table[name].to_pylist() for name in ("passage_id", "document_id", "split", "start", "masked")
         )
-        return {row[0]: PassageRow(*row[1:]) for row in zip(*columns, strict=True)}
+        return dict(zip(ids, map(PassageRow, document, split, start, tokens, masked), strict=True))
 
     def document_sources(self, collection_id: str) -> dict[str, str]:
         """Where each document came from, by id."""
@@ -561,6 +577,33 @@ def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
 def lists(offsets: NDArray[np.int64], flat: NDArray[Any]) -> pa.Array:
     """An arrow column of lists from offsets and flat values, without a Python loop."""
     return pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), pa.array(flat))
+
+
+def packed(offsets: NDArray[np.int64], ids: NDArray[np.int32]) -> pa.Array:
+    """Token ids as bytes, one value per list: LEB128, seven bits a byte, the low ones first.
+
+    A bit-packed list of ids takes 16 bits a token; these bytes compress (zstd) to 12.6 where ids are drawn at random
+    from Zipf's law, and text is more regular than that.
+    """
+    n = 1 + (ids >= 1 << 7).astype(np.int64) + (ids >= 1 << 14)
+    place = np.concatenate([[0], np.cumsum(n)])
+    flat = np.zeros(place[-1], dtype=np.uint8)
+    for i in range(3):
+        more = n > i
+        flat[place[:-1][more] + i] = (ids[more] >> 7 * i) & 127 | np.where(n[more] > i + 1, 128, 0)
+    buffers = [None, pa.py_buffer(place[offsets]), pa.py_buffer(flat)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+def unpacked(blobs: Sequence[bytes]) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Offsets and flat ids of `packed` values."""
+    flat = np.frombuffer(b"".join(blobs), dtype=np.uint8).astype(np.int32)
+    ends = np.concatenate([[0], np.cumsum(np.fromiter(map(len, blobs), dtype=np.int64, count=len(blobs)))])
+    last = flat < 128
+    first = np.flatnonzero(np.concatenate([[True], last[:-1]])) if len(flat) else np.empty(0, dtype=np.int64)
+    shift = 7 * (np.arange(len(flat)) - np.repeat(first, np.diff(np.append(first, len(flat)))))
+    ids = np.add.reduceat((flat & 127) << shift, first) if len(first) else flat
+    return np.concatenate([[0], np.cumsum(last)])[ends], ids.astype(np.int32)
 
 
 def _arrow(column: Any) -> pa.Array:

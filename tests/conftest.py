@@ -51,14 +51,11 @@ def write_dictionary(folder: Path, d_in: int = 32, width: int = 64, k: int = 4, 
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders of a tiny subject (3 layers, d = 32), a dictionary for layer 1, and a corpus of 80 documents."""
+def write_subject(folder: Path, corpus: Path) -> Path:
+    """A random Llama of 3 layers, d = 32, with a tokenizer of 400 pieces trained on the corpus."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    root = tmp_path_factory.mktemp("tiny")
-    corpus = write_corpus(root / "corpus")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -66,14 +63,22 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         vocab_size=400, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )
     tokenizer.train([str(p) for p in sorted(corpus.glob("*.txt"))], trainer)
-    subject = root / "subject"
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>").save_pretrained(subject)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="</s>").save_pretrained(folder)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(
         vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True, bos_token_id=0, eos_token_id=1,
     ))  # fmt: skip
-    model.save_pretrained(subject)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of a tiny subject (3 layers, d = 32), a dictionary for layer 1, and a corpus of 80 documents."""
+    root = tmp_path_factory.mktemp("tiny")
+    corpus = write_corpus(root / "corpus")
+    subject = write_subject(root / "subject", corpus)
     return {"subject": subject, "corpus": corpus, "dictionary": write_dictionary(root / "sae"), "root": root}
 
 

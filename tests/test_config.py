@@ -105,7 +105,8 @@ def test_the_last_of_two_overrides_wins() -> None:
 def test_an_override_is_read_as_toml_or_as_text_where_the_key_holds_text(
     override: str, section: str, key: str, value: object
 ) -> None:
-    found = getattr(getattr(config.load(None, [override]), section), key)
+    settings = config.load(None, [override])
+    found = getattr(settings.dictionary[0] if section == "dictionary" else getattr(settings, section), key)
     assert found == value
     assert type(found) is type(value)
 

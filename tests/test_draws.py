@@ -32,7 +32,7 @@ class World:
         """Write it to a store, in one order or the other."""
         order = list(self.ids.tolist())[:: -1 if reverse else 1]
         n = [0, 0, N]
-        store.add([Collection("c", "m", "h", "d", "topk", WIDTH, "x", "{}", 6, 6, n, n, n, [0, 0, PANEL], 0)])
+        store.add([Collection("c", "m", "h", "d", "topk", WIDTH, "x", "{}", 6, 6, n, n, n, [0, 0, PANEL], 0, "c", None)])
         store.add([Passage("c", i, f"doc{i % 50}", "score", 0, self.tokens[i], []) for i in order])
         for f in range(WIDTH):
             count = len(self.fires[f])

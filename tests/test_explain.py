@@ -218,8 +218,8 @@ def explain(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
         settings = config.load(None, quick_overrides(tiny, tmp_path, **asked))
         with Store.create(settings.database) as store, Bar(enabled=False) as bar:
             pipeline = Pipeline(store, prepare(settings), bar, lambda _: None)
-            pipeline.explain()
-            run = pipeline.grading.run
+            pipeline.labellings[0].explain()
+            run = pipeline.labellings[0].grading.run
             return store.explanations(run.collection_id, run.explainer_ids, run.features or []), provider
 
     return run
@@ -315,8 +315,8 @@ def test_a_selected_feature_that_never_fires_has_a_row_that_says_so(
     settings = quick_settings(tiny, tmp_path, features__select=silent)
     with Store.create(settings.database) as store, Bar(enabled=False) as bar:
         pipeline = Pipeline(store, prepare(settings), bar, lambda _: None)
-        tally = pipeline.explain()
-        run = pipeline.grading.run
+        tally = pipeline.labellings[0].explain()
+        run = pipeline.labellings[0].grading.run
         (row,) = store.explanations(run.collection_id, run.explainer_ids, [silent])
     assert (row.status, row.label, row.reason) == ("skipped", None, "never_fires_in_explain")
     assert tally.failed == {"never_fires_in_explain": 1}

@@ -193,13 +193,13 @@ DRIVER = """
 import contextlib, json, os, signal, sys, traceback
 import torch
 torch.set_num_threads(1)
-from autointerp import collect, config, explain, score, simulate
+from autointerp import config, explain, score, simulate, sweep
 from autointerp.keep import Keeper
-from autointerp.pipeline import Pipeline, prepare
+from autointerp.pipeline import Labelling, Pipeline, prepare
 from autointerp.store import Store
 from autointerp.tally import Bar
 
-collect.CHECKPOINT_SECONDS = 0
+sweep.CHECKPOINT_SECONDS = 0
 explain.CHUNK_FEATURES = simulate.CHUNK_FEATURES = 2
 score.CHUNK_LABELS = 4
 
@@ -210,14 +210,15 @@ def arm(stage, split, n):
         if seen[0] == n:
             os.kill(os.getpid(), signal.SIGKILL)
     def entering(name):
-        method = getattr(Pipeline, name)
+        owner = Pipeline if name == "collect" else Labelling
+        method = getattr(owner, name)
         def wrapped(self, *split):
             # The selection is asked for in a transaction of its own: not the one that is meant.
             if name != "collect":
                 self.grading
             now[0] = (name, *split)
             return method(self, *split)
-        setattr(Pipeline, name, wrapped)
+        setattr(owner, name, wrapped)
     for name in ("collect", "explain", "simulate", "score"):
         entering(name)
     transaction, add = Store.transaction, Keeper.add
@@ -425,7 +426,7 @@ def test_explainers_are_shown_passages_of_explain_documents_alone(
                               explainer__max_new_tokens=2, explainer__candidates=4)  # fmt: skip
     prepared = prepare(settings)
     with Store.create(settings.database) as store, Bar(enabled=False) as bar:
-        tally = Pipeline(store, prepared, bar, lambda _: None).explain()
+        tally = Pipeline(store, prepared, bar, lambda _: None).labellings[0].explain()
     assert tally.worked
     splits = {
         s for p, s in query(settings.database, "SELECT passage_id, split::VARCHAR FROM passage") if p in read

@@ -42,6 +42,8 @@ def found() -> Iterator[Population]:
                     [9] * 3,
                     [0] * 3,
                     0,
+                    "c",
+                    None,
                 )
             ]
         )

@@ -120,8 +120,8 @@ class Reader:
 
 def label_rows(pipeline: Pipeline, labels: Mapping[int, Sequence[str]]) -> list[Explanation]:
     """Explanations as the explainer of the run would have written them."""
-    (explainer,) = pipeline.keys.explainers.values()
-    collection = pipeline.keys.collection_id
+    (explainer,) = pipeline.labellings[0].target.keys.explainers.values()
+    collection = pipeline.labellings[0].target.keys.collection_id
     rows = []
     for feature, found in labels.items():
         for draw, label in enumerate(found):
@@ -144,7 +144,7 @@ class Bench:
 
     @property
     def grading(self) -> Grading:
-        return self.pipeline.grading
+        return self.pipeline.labellings[0].grading
 
     def draws(self, split: Split) -> dict[str, list[Draw]]:
         """The scoring sets of a split, by explanation."""

@@ -30,17 +30,17 @@ from autointerp.rows import (
     Stage,
     Token,
 )  # fmt: skip
-from autointerp.store import Store, lists, snapshot_path
+from autointerp.store import Store, lists, snapshot_path, unpacked
 
 EXPLANATION = Explanation("e", "c", 1, "x", "mined", None, 0, "ok", "a label", None, None)
 SIMULATION = Simulation("e", "s", "score", 5, "ok", None, [0, 3], [0.5, 2.0])
 SCORE = Score("sc", "e", "c", 1, "score", "s", "d", "r_rank", "ok", 0.5, 0.4, 0.6, 100, None)
-RUN = Run("r", "t", "{}", "0", "c", ["x"], "s", "d", None)
+RUN = Run("r", "t", "{}", "0", "c", ["x"], "s", "d", None, "d", 0)
 ROWS: tuple[Row, ...] = (
     RUN,
     Stage("r", "collect", 1.5, 10, 2, "{}", 3.0),
     Collection(
-        "c", "m", "h", "d", "topk", 2, "sotu", "{}", 128, 64, [9, 8, 7], [3, 2, 1], [1, 1, 1], [1, 0, 1], 4
+        "c", "m", "h", "d", "topk", 2, "sotu", "{}", 128, 64, [9, 8, 7], [3, 2, 1], [1, 1, 1], [1, 0, 1], 4, "w", ["1/2"]
     ),
     Document("c", "doc'ument", "ünï.txt:3", "select", 100),
     Passage("c", 2**62, "doc", "explain", 64, [1, 2, 3], []),
@@ -103,6 +103,8 @@ def test_there_is_no_table_without_a_record(store: Store) -> None:
 def test_a_row_comes_back_as_it_went_in(store: Store, row: Row) -> None:
     store.add([row])
     (found,) = stored(store, row.table)
+    if isinstance(row, Passage):
+        found["tokens"] = unpacked([found["tokens"]])[1].tolist()
     for field in fields(row):  # type: ignore[arg-type]
         assert found[field.name] == getattr(row, field.name), field.name
 
@@ -390,11 +392,11 @@ from pathlib import Path
 from autointerp.rows import Run
 from autointerp.store import Store
 store = Store.create(Path(sys.argv[1]))
-run = Run("r", "t", "{}", "0", "c", ["x"], "s", "d", None)
+run = Run("r", "t", "{}", "0", "c", ["x"], "s", "d", None, "d", 0)
 if sys.argv[2] == "publish":
     store.add([run])
     store.publish()
-    store.add([Run("later", "t", "{}", "0", "c", ["x"], "s", "d", None)])
+    store.add([Run("later", "t", "{}", "0", "c", ["x"], "s", "d", None, "d", 0)])
 print("ready", flush=True)
 sys.stdin.read()
 store.close()

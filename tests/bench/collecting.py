@@ -4,6 +4,7 @@ import gc
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +13,13 @@ import numpy as np
 import torch
 
 from autointerp import config
-from autointerp.collect import encode_batch, keep_freed_memory
-from autointerp.corpus import Context, contexts
+from autointerp.corpus import contexts
 from autointerp.dictionary import Dictionary
 from autointerp.dictionary.encode import ENCODE_CHUNK_TOKENS
-from autointerp.keep import Batch, Keeper
+from autointerp.keep import Keeper
 from autointerp.store import Store
 from autointerp.subject import Subject, pad
+from autointerp.sweep import Place, Read, Replica, encode_batch, keep_freed_memory
 
 ROUNDS, BATCHES = 5, 6
 
@@ -31,6 +32,29 @@ class Speed(NamedTuple):
     limit: float
 
 
+class Collector:
+    """Our collection, fed batch by batch: what `sweep` does between reading and the end, on the CPU."""
+
+    def __init__(self, settings: config.Settings, subject: Subject, dictionary: Dictionary) -> None:
+        self.settings = settings
+        self.replica = Replica(subject, [dictionary], [subject.hookpoint(settings.subject.hookpoint)], [0])
+        self.keeper = Keeper(settings.collect, dictionary.width, subject.vocabulary_size, settings.run.seed)
+
+    def batches(self, n: int, only_full: bool = False) -> list[list[Read]]:
+        """The first n batches of the corpus."""
+        size, tokens = self.settings.subject.batch_contexts, self.settings.collect.context_tokens
+        stream = contexts(
+            self.settings.corpus, self.replica.subject.tokenizer, tokens, self.settings.collect.split_salt
+        )
+        found = (Read(c, 0, Place()) for group in stream for c in group if not only_full or len(c.tokens) == tokens)
+        reads = [read for read, _ in zip(found, range(n * size), strict=False)]
+        return [reads[i : i + size] for i in range(0, len(reads), size)]
+
+    def add(self, batch: list[Read]) -> None:
+        """Collect a batch."""
+        self.keeper.add(encode_batch(self.replica, self.settings, batch)[0])
+
+
 def limit(width: int) -> Speed:
     """Collect against the bare cut forward pass plus the encoder's matrix product, same dtype, batches and threads."""
     keep_freed_memory()
@@ -39,31 +63,26 @@ def limit(width: int) -> Speed:
     hookpoint = subject.hookpoint(settings.subject.hookpoint)
     dictionary = random_dictionary(576, width, subject.device)
     size, tokens = settings.subject.batch_contexts, settings.collect.context_tokens
-    stream = contexts(settings.corpus, subject.tokenizer, tokens, settings.collect.split_salt)
-    found = [(i, c) for i, group in enumerate(stream) for c in group]
-    batches = [found[i : i + size] for i in range(0, size * BATCHES * (ROUNDS + 1), size)]
-    keeper = Keeper(settings.collect, width, subject.vocabulary_size, 0)
+    collector = Collector(settings, subject, dictionary)
+    batches = collector.batches(BATCHES * (ROUNDS + 1))
     buffer = torch.empty(ENCODE_CHUNK_TOKENS, width, dtype=torch.bfloat16)
 
-    def bare(chunk: list[tuple[int, Context]]) -> None:
-        ids, _ = pad([c.tokens for _, c in chunk], tokens)
+    def bare(chunk: list[Read]) -> None:
+        ids, _ = pad([read.context.tokens for read in chunk], tokens)
         x = subject.activations(ids, [hookpoint])[hookpoint].reshape(-1, dictionary.d_in)
         with torch.inference_mode():
             for start in range(0, len(x), ENCODE_CHUNK_TOKENS):
                 part = x[start : start + ENCODE_CHUNK_TOKENS]
                 torch.mm(part, dictionary.W_enc, out=buffer[: len(part)])
 
-    def collect(chunk: list[tuple[int, Context]]) -> None:
-        keeper.add(encode_batch(settings, subject, hookpoint, dictionary, chunk))
-
     for chunk in batches[:BATCHES]:  # warm up both
         bare(chunk)
-        collect(chunk)
+        collector.add(chunk)
     ratios, rates = [], {"bare": [], "collect": []}
     for n in range(ROUNDS):
         seconds = {"bare": 0.0, "collect": 0.0}
         for chunk in batches[BATCHES * (n + 1) : BATCHES * (n + 2)]:
-            for name, work in (("bare", bare), ("collect", collect)):
+            for name, work in (("bare", bare), ("collect", collector.add)):
                 started = time.perf_counter()
                 work(chunk)
                 seconds[name] += time.perf_counter() - started
@@ -81,64 +100,74 @@ def random_dictionary(d_in: int, width: int, device: torch.device) -> Dictionary
     return found.to(device, torch.bfloat16)
 
 
-def random_batch(random: np.random.Generator, ordinal: int, cfg: config.CollectSection, width: int) -> Batch:
-    """A document of 32 passages with 32 firing features a token, as the keeper receives it."""
-    n, per_passage = 32, cfg.passage_tokens
-    rows = np.repeat(np.arange(n * per_passage), 32)
-    # Skewed like real features: some fire often, most rarely.
-    feature = np.minimum((width * random.random((n * per_passage, 32)) ** 3).astype(np.int64), width - 1)
-    feature = np.sort(feature, axis=1)
-    keep = np.ones(feature.shape, dtype=bool)
-    keep[:, 1:] = feature[:, 1:] != feature[:, :-1]
-    value = random.gamma(2.0, 4.0, feature.shape).astype(np.float32) + 0.01
-    return Batch(
-        tokens=random.integers(0, 500, (n, per_passage)).astype(np.int32), lengths=np.full(n, per_passage),
-        usable=np.ones((n, per_passage), dtype=bool), document=np.full(n, ordinal),
-        document_key=np.full(n, ordinal * 7919 + 1, dtype=np.uint64), split=np.full(n, ordinal % 3),
-        start=np.arange(n) * per_passage, row=rows[keep.reshape(-1)], feature=feature[keep], value=value[keep],
-    )  # fmt: skip
+TABLES = ("collection", "document", "passage", "token", "feature", "excerpt", "panel")
 
 
-def merge_difference() -> float:
-    """Kept (feature, passage) pairs and counters that differ between four merged shards and one pass."""
-    cfg, width = config.CollectSection(panel=64), 512
-    batches = [random_batch(np.random.default_rng(i), i, cfg, width) for i in range(40)]
-    whole = Keeper(cfg, width, 500, 0)
-    shards = [Keeper(cfg, width, 500, 0) for _ in range(4)]
-    for i, batch in enumerate(batches):
-        whole.add(batch)
-        shards[i % 4].add(batch)
-    whole.settle()
-    merged = shards[2]
-    merged.settle()
-    for n in (0, 3, 1):
-        merged.merge(shards[n], 0)
-    differ = int((whole.sums != merged.sums).sum() + (whole.n_documents != merged.n_documents).sum())
-    for a, b in zip(whole.shelves, merged.shelves, strict=True):
-        one = {*zip(whole.pool.feature[a.entry], whole.pool.passage[a.entry], strict=True)}
-        other = {*zip(merged.pool.feature[b.entry], merged.pool.passage[b.entry], strict=True)}
-        differ += len(one ^ other)
-    return differ + len({*whole.panel_id} ^ {*merged.panel_id})
+def tiny_run(folder: Path, sentences: int, documents: int, width: int, *more: str) -> list[str]:
+    """Arguments that collect a generated corpus with a tiny random subject and dictionary, made in `folder`."""
+    from tests.conftest import write_corpus, write_dictionary, write_subject
+
+    if not (folder / "subject").is_dir():
+        write_subject(folder / "subject", write_corpus(folder / "vocabulary"))
+        write_dictionary(folder / "sae", width=width, k=8)
+    corpus = folder / f"corpus-{sentences * documents}"
+    if not corpus.is_dir():
+        write_corpus(corpus, documents, sentences)
+    keys = {
+        "run.results": folder / "results", "subject.model": folder / "subject", "subject.hookpoint": "model.layers.1",
+        "subject.dtype": "float32", "dictionary.source": folder / "sae", "corpus.source": corpus, "corpus.tokens": 0,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "autointerp", "collect", *more]
+    return command + [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
+
+
+def merge_difference() -> int:
+    """Rows of every table of collect that differ between four merged shards and one pass, by the real commands."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        quiet = {"check": True, "capture_output": True}
+        subprocess.run(tiny_run(folder, 45, 80, 64), **quiet)
+        for i in range(1, 5):
+            subprocess.run(tiny_run(folder, 45, 80, 64, "--shard", f"{i}/4"), **quiet)
+        run = folder / "results" / "demo"
+        shards = sorted(map(str, run.glob("shard-*.duckdb")), reverse=True)
+        merged = run / "merged.duckdb"
+        subprocess.run([sys.executable, "-m", "autointerp", "merge", *shards, "-o", str(merged)], **quiet)
+        return sum(different_rows(run / "run.duckdb", merged).values())
+
+
+def different_rows(a: Path, b: Path) -> dict[str, int]:
+    """Rows of each table of collect that only one of two databases has."""
+    import duckdb
+
+    with duckdb.connect() as db:
+        db.execute(f"ATTACH '{a}' AS a (READ_ONLY); ATTACH '{b}' AS b (READ_ONLY)")
+        return {
+            table: db.execute(
+                f"SELECT count(*) FROM ((FROM a.{table} EXCEPT ALL FROM b.{table}) UNION ALL "
+                f"(FROM b.{table} EXCEPT ALL FROM a.{table}))"
+            ).fetchall()[0][0]
+            for table in TABLES
+        }
 
 
 def memory_ratio() -> float:
-    """Largest resident memory of a keeper that read 2M tokens, over that of one that read 250k; each in a process."""
-    script = (
-        "import sys, numpy as np\n"
-        "from autointerp import config\n"
-        "from autointerp.collect import keep_freed_memory\n"
-        "from autointerp.keep import Keeper\n"
-        "from autointerp.tally import peak_memory_mb\n"
-        "from tests.bench.collecting import random_batch\n"
-        "keep_freed_memory(); cfg = config.CollectSection(panel=256); k = Keeper(cfg, 1024, 500, 0)\n"
-        "for i in range(int(sys.argv[1]) // 2048): k.add(random_batch(np.random.default_rng(i), i, cfg, 1024))\n"
-        "k.settle(); print(peak_memory_mb())\n"
-    )
-    peaks = []
-    for tokens in (250_000, 2_000_000):
-        done = subprocess.run([sys.executable, "-c", script, str(tokens)], capture_output=True, text=True, check=True)
-        peaks.append(float(done.stdout.split()[-1]))
-    return peaks[1] / peaks[0]
+    """Largest resident memory of `collect` on 2M tokens, over that on 250k; each in a process of its own.
+
+    A tiny random subject and 64 features that fire everywhere, so that every list is full at 250k tokens: what a
+    larger corpus adds beyond that is what this asks about.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        peaks = []
+        for documents in (125, 1000):  # of about 2,000 tokens
+            command = tiny_run(folder, 120, documents, 64, "--set", "collect.panel=512", "--set", f"run.name={documents}")
+            subprocess.run(command, check=True, capture_output=True)
+            with Store.read(folder / "results" / str(documents) / "run.duckdb") as store:
+                ((peak, tokens),) = store.query("SELECT peak_memory_mb, tokens FROM stage WHERE stage = 'collect'")[1]
+                peaks.append((peak, tokens))
+        print(peaks)
+    return peaks[1][0] / peaks[0][0]
 
 
 def read_milliseconds() -> float | None:
