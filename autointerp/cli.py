@@ -149,6 +149,36 @@ def run(engine: Engine = None, address: Address = None, config: ConfigFile = Non
     print("\n" + "\n".join(str(path) for path in files))
 
 
+@app.command()
+def plan(
+    tokens: Annotated[float, typer.Option(min=1, help="tokens of the larger corpus that is estimated too")] = 10e9,
+    features: Annotated[float, typer.Option(min=1, help="features of the larger dictionary")] = 1e6,
+    json_: Annotated[bool, typer.Option("--json", help="as JSON")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """What a run will take, before anything is spent: time, memory, disk and dollars, by a short probe.
+
+    The same is printed for a far larger corpus and dictionary.
+
+        autointerp plan
+        autointerp plan --tokens 1e9 --features 65536 --set features.select=all
+    """
+    from autointerp import plan as plans
+    from autointerp.tally import Bar
+
+    settings = _settings(config, overrides)
+    with Bar() as bar:
+        cost, prepared = plans.probe(settings, bar)
+        size = plans.size_of(settings, prepared)
+    sizes = {"this configuration": size, "at scale": plans.scaled(size, tokens, features)}
+    estimates = {name: plans.estimate(settings, prepared, cost, found) for name, found in sizes.items()}
+    if json_:
+        print(json.dumps(plans.as_json(cost, estimates), indent=2))
+    else:
+        plans.to_terminal(cost, estimates, Console())
+
+
 def _stage(name: str, work: Callable[[Any], object], doc: str) -> None:
     def command(config: ConfigFile = None, overrides: Overrides = None) -> None:
         with _pipeline(config, overrides) as pipeline:

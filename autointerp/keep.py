@@ -243,6 +243,11 @@ class Passages:
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in cls.COLUMNS))
 
 
+def counter_bytes(width: int) -> int:
+    """Memory of the counters of a keeper of `width` features; lists and panel come on top as they fill."""
+    return width * (N_SPLITS * (4 * 8 + 4) + HISTOGRAM_BINS * 8 + 8 + 4 * 8)
+
+
 class Keeper:
     """The state of a collection pass: counters, lists, panel. Feed it batches with `add`, then call `settle`."""
 

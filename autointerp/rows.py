@@ -103,7 +103,7 @@ class Passage(Row):
     document_id: Annotated[str, "document it was cut from"]
     split: Annotated[Split, "split of its document"]
     start: Annotated[int, "index of its first token within the document"]
-    tokens: Annotated[list[int], "token ids, at most passage_tokens; in the database LEB128 bytes (seven bits a byte, low first)"]
+    tokens: Annotated[list[int], "token ids, at most passage_tokens; in the database LEB128 bytes"]
     masked: Annotated[list[int], "positions that do not count: special tokens and attention sinks"]
 
 

@@ -23,6 +23,9 @@ from autointerp.errors import StoreBusy, StoreError
 from autointerp.migrations import STEPS
 from autointerp.rows import TABLES, Draw, Explanation, Passage, Row, Run, Score, Split
 
+# What a full or failing disk, or too little memory, makes DuckDB raise; anything else is a bug of ours.
+_DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
+
 # What readers join first: for each feature the candidate that did best on select, ties by id.
 _CHOSEN = """
     SELECT e.*, s.value AS select_score, s.reason AS select_reason
@@ -165,7 +168,8 @@ class Store:
 
     def close(self) -> None:
         """Close the file; a writer's snapshot is removed, because readers can open the file itself again."""
-        self.db.close()
+        with contextlib.suppress(*_DISK):  # closing checkpoints; where that fails the log is replayed at the next start
+            self.db.close()
         if self._file is not None:
             self._file.close()
         if self.path is not None and self.snapshot_of is None:
@@ -173,7 +177,10 @@ class Store:
 
     def discard_if_empty(self) -> None:
         """Close, and delete the file (and its folder, if nothing else is in it) when nothing was ever collected."""
-        found = self._one("SELECT count(*) FROM collection")
+        try:
+            found = self._one("SELECT count(*) FROM collection")
+        except duckdb.Error:  # the database gave up, on a full disk perhaps: what it holds is left to the next start
+            found = None
         self.close()
         if self.path is not None and found == (0,):
             for leftover in (self.path, self.path.with_suffix(".duckdb.wal")):
@@ -190,32 +197,50 @@ class Store:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing."""
-        self.db.execute("BEGIN")
+        with self._writing():
+            self.db.execute("BEGIN")
         try:
             yield
         except BaseException:
             with contextlib.suppress(duckdb.Error):
                 self.db.execute("ROLLBACK")
             raise
-        try:
+        with self._writing():
             self.db.execute("COMMIT")
-        except duckdb.Error as problem:
-            raise StoreError(f"{self.path} cannot be written: {str(problem).splitlines()[0]}") from None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what a full disk makes DuckDB raise into one line."""
+        try:
+            yield
+        except _DISK as problem:
+            raise StoreError(
+                f"{self.path} cannot be written: {str(problem).splitlines()[0]}; what was finished before is kept: "
+                "make room, and run the same command again"
+            ) from None
 
     def publish(self) -> None:
-        """Checkpoint, and put a snapshot beside the file for readers while this process goes on writing."""
+        """Checkpoint, and put a snapshot beside the file for readers while this process goes on writing.
+
+        Raises StoreError where the disk is full.
+        """
         if self.path is None:
             return
-        self.db.execute("CHECKPOINT")
+        with self._writing():
+            self.db.execute("CHECKPOINT")
         # The file is read through one descriptor that stays open until the database is closed: closing any
         # descriptor of a file drops this process' POSIX locks on it, DuckDB's among them.
         if self._file is None:
             self._file = self.path.open("rb")
         scratch = self.path.with_suffix(".writing")
         self._file.seek(0)
-        with scratch.open("wb") as copy:
-            shutil.copyfileobj(self._file, copy, 2**20)
-        scratch.replace(snapshot_path(self.path))
+        try:
+            with scratch.open("wb") as copy:
+                shutil.copyfileobj(self._file, copy, 2**20)
+            scratch.replace(snapshot_path(self.path))
+        except OSError as problem:
+            scratch.unlink(missing_ok=True)
+            raise StoreError(f"cannot write a snapshot of {self.path}: {problem.strerror or problem}") from None
 
     # -- writing ---------------------------------------------------------------------------------------------------
 
@@ -232,7 +257,8 @@ class Store:
             arrays["tokens"] = packed(*ragged(pa.chunked_array([arrays["tokens"]])))
         incoming = pa.table(arrays)
         self.db.register("incoming", incoming)
-        self.db.execute(f"INSERT INTO {table.table} BY NAME SELECT * FROM incoming")
+        with self._writing():
+            self.db.execute(f"INSERT INTO {table.table} BY NAME SELECT * FROM incoming")
         self.db.unregister("incoming")
 
     def ask(self, run: Run) -> None:

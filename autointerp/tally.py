@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
+import psutil
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -76,6 +77,11 @@ class Bar:
         if self._task is not None:
             fields = {} if note is None else {"note": note}
             self._progress.update(self._task, advance=n, **fields)  # type: ignore[arg-type]
+
+
+def available_memory_bytes() -> int:
+    """Memory that this process could still take without swapping."""
+    return int(psutil.virtual_memory().available)
 
 
 def peak_memory_mb() -> float:

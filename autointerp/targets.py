@@ -13,8 +13,10 @@ from autointerp.config import Settings
 from autointerp.dictionary import Dictionary
 from autointerp.dictionary import load as load_dictionary
 from autointerp.errors import ConfigError, DictionaryError, FeatureError
+from autointerp.keep import counter_bytes
 from autointerp.keys import Keys, keys
 from autointerp.subject import Subject
+from autointerp.tally import available_memory_bytes
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,20 @@ def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
                 f"{settings.subject.model} gives {width}"
             )
         found.append(Target(identity, dictionary))
+    _refuse_too_wide(found)
     return tuple(found)
+
+
+def _refuse_too_wide(found: list[Target]) -> None:
+    needed = sum(counter_bytes(target.dictionary.width) for target in found)
+    free = available_memory_bytes()
+    if needed > free:
+        widths = " + ".join(f"{t.dictionary.width:,}" for t in found)
+        raise DictionaryError(
+            f"counters of {widths} features need {needed / 1e9:.1f} GB of memory before the first token, and "
+            f"{free / 1e9:.1f} GB are free: collect the dictionaries one by one, or on a larger machine (`autointerp "
+            "plan` estimates the whole)"
+        )
 
 
 def _only_wanted(text: str, dictionary: Dictionary, names: list[str]) -> Dictionary:

@@ -232,9 +232,9 @@ def test_the_collection_row_counts_what_was_read(reference: Collected, dense: li
 def test_passages_and_documents_hold_the_tokens_split_and_source_of_the_text(
     reference: Collected, dense: list[Dense]
 ) -> None:
-    for passage, kept in by_place(reference, dense).items():
+    for passage, place in by_place(reference, dense).items():
         row = reference.store.passages(reference.collection_id, np.array([passage]))[passage]
-        assert (row.tokens, row.split, row.start) == (kept.tokens, SPLITS[kept.split], kept.start)
+        assert (row.tokens, row.split, row.start) == (place.tokens, SPLITS[place.split], place.start)
     sources = {d.document_id: d.source for d in documents(reference.settings.corpus)}
     for identity, source, split in reference.store.query("SELECT document_id, source, split FROM document")[
         1
@@ -395,7 +395,7 @@ def test_the_checkpoint_of_another_configuration_is_refused_and_kept(
     before = (settings.folder / "collect.checkpoint.npz").read_bytes()
     with (
         Store.create(settings.database) as store,
-        pytest.raises(StoreError, match="of another configuration: finish that one, choose another run.name, or delete"),
+        pytest.raises(StoreError, match="of another configuration: finish that one, choose another"),
     ):
         gather(settings, store)
     assert (settings.folder / "collect.checkpoint.npz").read_bytes() == before

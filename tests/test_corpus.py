@@ -13,8 +13,8 @@ from autointerp.config import CorpusSection
 from autointerp.corpus import (
     SPLITS,
     Allotment,
-    Shard,
     Context,
+    Shard,
     context_starts,
     contexts,
     document_id,

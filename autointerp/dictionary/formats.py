@@ -6,16 +6,18 @@ only safetensors are read, shapes and values are checked, and nothing is guessed
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from autointerp.dictionary.encode import ARCHITECTURES, Dictionary
 from autointerp.errors import DictionaryError
+from autointerp.tally import available_memory_bytes
 
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
 PACKAGED = Path(__file__).parent / "packaged"
@@ -93,6 +95,7 @@ def _weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         raise DictionaryError(f"{folder} holds no {WEIGHTS_FILE}")
+    _refuse_too_large(path)
     try:
         tensors = load_file(path)
     except (SafetensorError, OSError) as problem:
@@ -112,6 +115,23 @@ def _weights(folder: Path, config: dict[str, Any]) -> dict[str, Tensor]:
         if not torch.isfinite(tensors[name]).all():
             raise DictionaryError(f"{path}: {name} holds NaN or infinite values")
     return {name: tensors[name].float() for name in expected}
+
+
+def _refuse_too_large(path: Path) -> None:
+    """A file is held once as it is and once in float32 while it is read."""
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as problem:
+        raise DictionaryError(f"{path} cannot be read (truncated download?): {problem}") from None
+    needed = path.stat().st_size + 4 * sum(math.prod(shape) for shape in shapes.values())
+    free = available_memory_bytes()
+    if needed > free:
+        largest = max(shapes, key=lambda name: math.prod(shapes[name]))
+        raise DictionaryError(
+            f"{path} needs {needed / 1e9:.1f} GB of memory ({largest} is {' x '.join(map(str, shapes[largest]))}), and "
+            f"{free / 1e9:.1f} GB are free: use a larger machine"
+        )
 
 
 def _identity(folder: Path, config: dict[str, Any]) -> str:
