@@ -21,7 +21,9 @@ I64 = NDArray[np.int64]
 
 FIXED_POINT = 2**20  # sums of activations are integers in units of 2^-20
 HISTOGRAM_BINS = 48  # half-octaves of log2(activation), from 2^-8 to 2^16
-MERGE_AT = 400_000  # candidates that wait before the lists are cut again
+# Candidates that wait before the lists are cut again: about as many as the lists hold, within these bounds.
+MERGE_AT, MERGE_AT_LEAST, MERGE_PER_FEATURE = 400_000, 16_384, 100
+MERGE_BATCHES = 256  # batches after which they are cut all the same: many small arrays would scatter over the heap
 NOTHING = np.uint64(2**64 - 1)  # a key that is worse than every other
 EXPLAIN = 0
 N_SPLITS = 3
@@ -294,6 +296,7 @@ class Keeper:
         self._waiting_panel: list[tuple[I64, U64, I64, Ragged]] = []
         self._waiting_passages: list[Passages] = []
         self._n_waiting = 0
+        self._merge_at = min(MERGE_AT, max(MERGE_AT_LEAST, MERGE_PER_FEATURE * width))
 
     # -- adding ----------------------------------------------------------------------------------------------------
 
@@ -322,7 +325,7 @@ class Keeper:
                 ids, batch.document_key, batch.start, batch.split, batch.lengths, batch.tokens, batch.usable
             )
             self._waiting_passages.append(passages.take(wanted))
-        if self._n_waiting >= max(MERGE_AT, len(self.pool) // 2):
+        if self._n_waiting >= max(self._merge_at, len(self.pool) // 2) or len(self._waiting) >= MERGE_BATCHES:
             self.settle()
 
     def _count_text(self, batch: Batch) -> None:

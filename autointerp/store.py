@@ -26,6 +26,8 @@ from autointerp.rows import TABLES, Draw, Explanation, Passage, Row, Run, Score,
 # What a full or failing disk, or too little memory, makes DuckDB raise; anything else is a bug of ours.
 _DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
 
+PACKED_ROWS = 4096  # passages packed at a time
+
 # What readers join first: for each feature the candidate that did best on select, ties by id.
 _CHOSEN = """
     SELECT e.*, s.value AS select_score, s.reason AS select_reason
@@ -252,14 +254,17 @@ class Store:
 
     def add_columns(self, table: type[Row], columns: Mapping[str, Any]) -> None:
         """Append rows given by column: arrays, lists, or arrow arrays (for columns that hold lists)."""
-        arrays = {name: _arrow(column) for name, column in columns.items()}
-        if table is Passage:
-            arrays["tokens"] = packed(*ragged(pa.chunked_array([arrays["tokens"]])))
-        incoming = pa.table(arrays)
-        self.db.register("incoming", incoming)
-        with self._writing():
-            self.db.execute(f"INSERT INTO {table.table} BY NAME SELECT * FROM incoming")
-        self.db.unregister("incoming")
+        incoming = pa.table({name: _arrow(column) for name, column in columns.items()})
+        rows = PACKED_ROWS if table is Passage else max(len(incoming), 1)
+        for start in range(0, len(incoming), rows):
+            part = incoming.slice(start, rows)
+            if table is Passage:
+                tokens = packed(*ragged(part["tokens"]))
+                part = part.set_column(part.column_names.index("tokens"), "tokens", tokens)
+            self.db.register("incoming", part)
+            with self._writing():
+                self.db.execute(f"INSERT INTO {table.table} BY NAME SELECT * FROM incoming")
+            self.db.unregister("incoming")
 
     def ask(self, run: Run) -> None:
         """Record what is asked for, as the latest run."""

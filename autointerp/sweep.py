@@ -36,6 +36,7 @@ from autointerp.targets import Target
 CHECKPOINT_SECONDS = 120.0
 READ_AHEAD = 64  # documents tokenised ahead of the forward pass
 IN_FLIGHT = 2  # batches queued per GPU before the host waits for the oldest
+TRIM_BATCHES = 64  # batches between two returns of freed memory
 PRUNE_AT = 8192  # documents known before those that no list holds are forgotten
 
 
@@ -61,6 +62,7 @@ class Kept:
     keepers: list[Keeper]
     documents: dict[int, Whereabouts] = field(default_factory=dict)
     n_contexts: int = 0  # contexts read
+    n_batches: int = 0  # batches since this process began
 
     @classmethod
     def nothing(cls, settings: Settings, targets: Sequence[Target], vocabulary: int) -> "Kept":
@@ -233,6 +235,7 @@ def sweep(
     for keeper in kept.keepers:
         keeper.settle()
     kept.forget_documents()
+    return_freed_memory()
     return kept
 
 
@@ -255,6 +258,9 @@ def _land(flight: Flight, settings: Settings, kept: Kept, bar: Bar) -> Place:
         context = read.context
         kept.documents[context.key] = Whereabouts(context.source, context.split, read.n_tokens)
     kept.n_contexts += len(flight.batch)
+    kept.n_batches += 1
+    if kept.n_batches % TRIM_BATCHES == 0:
+        return_freed_memory()
     if len(kept.documents) > PRUNE_AT and len(kept.documents) > 2 * kept.keepers[0].n_held_documents:
         kept.forget_documents()
     bar.advance(sum(len(read.context.tokens) for read in flight.batch))
@@ -455,6 +461,12 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         for parameter, value in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**26)):
             libc.mallopt(parameter, value)
+
+
+def return_freed_memory() -> None:
+    """Give back what is free in glibc's heap: between lists that are kept, freed blocks pile up over a long pass."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def identity_of(targets: Sequence[Target], shard: Shard | None) -> str:
