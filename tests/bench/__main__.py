@@ -38,10 +38,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gpu", action="store_true", help="the rows that need a GPU")
     if parser.parse_args().gpu:
-        import torch
-
-        if not torch.cuda.is_available():
-            raise SystemExit("make bench-gpu needs a CUDA device, and there is none here")
+        show(on_gpu(), Path("results/bench-gpu.json"))
+        return
     try:
         peers.latent_cache()
     except ModuleNotFoundError as problem:
@@ -63,17 +61,39 @@ def main() -> None:
     rows.append(row("collect/memory", collecting.memory_ratio(), "x, 2M against 250k tokens", at_most=1.03))
     read = collecting.read_milliseconds()
     if read is not None:
-        rows.append(row("collect/read", read, "ms per feature, median", at_most=3.0))
+        rows.append(row("collect/read", read[0], "ms per feature, median", at_most=3.0))
+        rows.append(row("collect/read/texts", read[1], "ms per feature with its texts, median"))
     for name, kilobytes, bar in (("default", disk.default(), 8.0), ("saturated", disk.saturated(), 32.0)):
         if kilobytes is not None:
             rows.append(row(f"collect/disk-{name}", kilobytes.others, "KB per live feature", at_most=bar))
             rows.append(row(f"collect/disk-{name}/panel", kilobytes.panel, "KB per live feature"))
             rows.append(row(f"collect/disk-{name}/calls", kilobytes.calls, "KB per live feature"))
+    show(rows, Path("results/bench.json"))
+
+
+def on_gpu() -> list[Row]:
+    """The rows that need a GPU."""
+    import torch
+
+    from tests.bench import gpu
+
+    if not torch.cuda.is_available():
+        raise SystemExit("make bench-gpu needs a CUDA device, and there is none here")
+    found = gpu.limit(torch.device("cuda:0"))
+    return [
+        row("collect/gpu-65536", found.ratio, "of the limit", at_least=0.85),
+        row("collect/gpu-65536/collect", found.collect, "tokens/s"),
+        row("collect/gpu-65536/limit", found.limit, "tokens/s"),
+        row("collect/gpu-65536/memory", found.memory_gb, f"GB on {found.device}"),
+    ]
+
+
+def show(rows: list[Row], path: Path) -> None:
+    """Print the table, and write it as JSON."""
     table = Table("name", "value", "unit", "bar", "holds")
     for r in rows:
         table.add_row(r.name, f"{r.value:,.3f}", r.unit, r.bar, {True: "yes", False: "NO", None: ""}[r.holds])
     Console().print(table)
-    path = Path("results/bench.json")
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps([asdict(r) for r in rows], indent=2) + "\n")
 

@@ -169,8 +169,11 @@ def memory_ratio() -> float:
     return peaks[1] / peaks[0]
 
 
-def read_milliseconds() -> float | None:
-    """Median time to read one feature's whole example set from results/demo; None where there is no such run."""
+def read_milliseconds() -> tuple[float, float] | None:
+    """Median times to read one feature's whole example set from results/demo, and its texts besides.
+
+    None where there is no such run.
+    """
     path = Path("results/demo/run.duckdb")
     if not path.is_file():
         return None
@@ -179,13 +182,15 @@ def read_milliseconds() -> float | None:
         collection = store.collection(run.collection_id)
         assert collection is not None
         random = np.random.default_rng(0)
-        times = []
+        times, texts = [], []
         gc.disable()
         for feature in random.integers(0, collection["width"], 100).tolist():
             started = time.perf_counter()
-            store.example_set(run.collection_id, feature)
+            found = store.example_set(run.collection_id, feature)
             times.append((time.perf_counter() - started) * 1000)
+            passages = [excerpts.passage for excerpts in found.values()]
+            if passages:
+                store.passages(run.collection_id, np.concatenate(passages))
+                texts.append((time.perf_counter() - started) * 1000)
         gc.enable()
-    return statistics.median(times)
-
-
+    return statistics.median(times), statistics.median(texts)
