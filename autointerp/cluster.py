@@ -43,7 +43,7 @@ def sweep_on_ray(
         resources: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": settings.engine.cpus_per_worker}
         work = ray.remote(max_retries=RETRIES, **resources)(_sweep_shard)
         join = ray.remote(max_retries=RETRIES, num_cpus=1)(_merge_states)
-        plan = settings.model_dump_json()
+        plan = with_absolute_paths(settings).model_dump_json()
         names = [target.dictionary.name for target in targets]
         where = None if folder is None else folder.resolve()
         bar.start("collect", total=n, unit="shards")
@@ -55,6 +55,22 @@ def sweep_on_ray(
     kept.restore(state)
     # Also what a pass with another number of shards left behind.
     return kept, [] if where is None else sorted(where.glob("collect.ray-*-of-*.checkpoint.npz"))
+
+
+def with_absolute_paths(settings: Settings) -> Settings:
+    """The settings with every path that exists here made absolute: workers run in folders of their own."""
+
+    def absolute(text: str) -> str:
+        path = Path(text).expanduser()
+        return str(path.resolve()) if path.exists() else text
+
+    dictionaries = tuple(d.model_copy(update={"source": absolute(d.source)}) for d in settings.dictionary)
+    return settings.model_copy(update={
+        "subject": settings.subject.model_copy(update={"model": absolute(settings.subject.model)}),
+        "corpus": settings.corpus.model_copy(update={"source": absolute(settings.corpus.source)}),
+        "collect": settings.collect.model_copy(update={"features": absolute(settings.collect.features)}),
+        "dictionary": dictionaries,
+    })  # fmt: skip
 
 
 def _connect(settings: Settings) -> Any:

@@ -76,13 +76,14 @@ def _parts(paths: Sequence[Path]) -> dict[str, list[Part]]:
             raise StoreError(f"{path} holds no collection: its shard is not finished; run the same `collect` again")
         for row in rows:
             found.setdefault(row["whole_id"], []).append(Part(path, row))
-    names = {group[0].row["dictionary"] for group in found.values()}
-    if len(names) < len(found):  # the same dictionary under different settings: shards that cannot meet
-        a, b = (g[0] for g in list(found.values())[:2])
-        raise StoreError(
-            f"{a.path} and {b.path} are not shards of one collection: subject, dictionary, corpus, seed and [collect] "
-            "settings must be the same"
-        )
+    wholes = {path: {whole for whole, group in found.items() if any(p.path == path for p in group)} for path in paths}
+    first = paths[0]
+    for path in paths:
+        if wholes[path] != wholes[first]:
+            raise StoreError(
+                f"{first} and {path} are not shards of one collection: subject, dictionaries, corpus, seed and "
+                "[collect] settings must be the same"
+            )
     return found
 
 

@@ -53,7 +53,9 @@ def prepare(settings: Settings) -> Prepared:
     prepared = Prepared(settings, targets.load(settings, sketch))
     for target in prepared.targets:
         dictionary = target.dictionary
-        populations.check_selection(settings.features.select, dictionary.name, dictionary.width, prepared.names)
+        populations.check_selection(
+            settings.features.select, dictionary.name, dictionary.width, prepared.names, target.features
+        )
     return prepared
 
 

@@ -111,7 +111,9 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def check_selection(text: str, dictionary: str, width: int, names: Sequence[str] = ()) -> None:
+def check_selection(
+    text: str, dictionary: str, width: int, names: Sequence[str] = (), encoded: Sequence[int] | None = None
+) -> None:
     """Raises FeatureError for a selection that cannot mean anything, before any work is done."""
     if re.fullmatch(r"random:[1-9]\d*|all", text):
         return
@@ -122,7 +124,9 @@ def check_selection(text: str, dictionary: str, width: int, names: Sequence[str]
     words = listed(text)
     if words and (_is_file(text) or all(re.fullmatch(r"([\w.\-]+/)?\d+", word) for word in words)):
         for word in addressed(words, dictionary, names):
-            feature_index(word, dictionary, width)
+            index = feature_index(word, dictionary, width)
+            if encoded is not None and index not in encoded:
+                raise FeatureError(f"features.select = {text!r}: feature {index} is left out by collect.features")
     else:
         raise FeatureError(
             f"features.select = {text!r}: expected random:64, 0,17,650, all, density:1e-4..1e-2, or a file of indices"

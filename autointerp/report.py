@@ -295,7 +295,10 @@ def write(reading: Reading, store: Store, folder: Path) -> Path:
     """
     from autointerp.page import render
 
-    name = "report" if reading.alone else f"report-{re.sub(r'[^A-Za-z0-9._-]+', '_', reading.run.dictionary)}"
+    name = "report"
+    if not reading.alone:
+        plain = re.sub(r"[^A-Za-z0-9._-]+", "_", reading.run.dictionary)
+        name += f"-{plain}" + (f"-{reading.run.place}" if plain != reading.run.dictionary else "")
     path = folder / f"{name}.html"
     scratch = path.with_suffix(".writing")
     try:

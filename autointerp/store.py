@@ -106,11 +106,17 @@ class Store:
             path.parent.mkdir(parents=True, exist_ok=True)
         except OSError as problem:
             raise StoreError(f"cannot create {path.parent}: {problem.strerror}") from None
-        store = cls(_connect(path, read_only=False), path)
+        known, store = path.exists(), None
         try:
+            store = cls(_connect(path, read_only=False), path)
             store._migrate()
         except BaseException:
-            store.db.close()
+            if store is not None:
+                with contextlib.suppress(*_DISK):
+                    store.db.close()
+            if not known:  # half a database would be in the way of the next start
+                for leftover in (path, path.with_suffix(".duckdb.wal")):
+                    leftover.unlink(missing_ok=True)
             raise
         return store
 
@@ -207,8 +213,11 @@ class Store:
             with contextlib.suppress(duckdb.Error):
                 self.db.execute("ROLLBACK")
             raise
-        with self._writing():
-            self.db.execute("COMMIT")
+        try:
+            with self._writing():
+                self.db.execute("COMMIT")
+        except duckdb.TransactionException as problem:  # what a commit raises where the log cannot be written
+            raise StoreError(f"{self.path} cannot be written: {str(problem).splitlines()[0]}") from None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:

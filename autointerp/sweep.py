@@ -11,6 +11,7 @@ import queue
 import threading
 import time
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ from autointerp.targets import Target
 CHECKPOINT_SECONDS = 120.0
 READ_AHEAD = 64  # documents tokenised ahead of the forward pass
 IN_FLIGHT = 2  # batches queued per GPU before the host waits for the oldest
+_BROKEN_FILE = (EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)  # what numpy makes of a damaged .npz
 TRIM_BATCHES = 64  # batches between two returns of freed memory
 PRUNE_AT = 8192  # documents known before those that no list holds are forgotten
 
@@ -149,7 +151,7 @@ class Checkpoint:
                 kept.restore({name: saved[name] for name in saved.files})
                 documents, done = saved["place"].tolist()
                 return Place(documents, done), bool(saved["complete"])
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as problem:
+        except (*_BROKEN_FILE, OSError, KeyError, ValueError) as problem:
             raise StoreError(f"checkpoint {self.path} cannot be read ({problem}): delete it to start anew") from None
 
 
@@ -341,14 +343,14 @@ def land(flight: Flight, settings: Settings) -> list[Batch]:
         slots = _enough_slots(flight, i)
         usable = findings.usable.numpy().reshape(-1)
         position, value = slots.position.numpy(), slots.value.float().numpy()
-        keep = np.flatnonzero((value > 0) & usable[position])
+        keep = np.flatnonzero(~(value <= 0) & usable[position])  # a NaN is kept, to be refused
         row = position[keep].astype(np.int64)
         value = value[keep]
         if not np.isfinite(value).all():
             where = int(row[~np.isfinite(value)][0])
             context = found[where // settings.collect.context_tokens]
             raise DictionaryError(
-                f"{flight.replica.dictionaries[i].name} gives an infinite activation at token "
+                f"{flight.replica.dictionaries[i].name} gives an activation that is NaN or infinite at token "
                 f"{context.start + where % settings.collect.context_tokens} of document {context.document_id} "
                 f"({context.source}); try subject.dtype = float32"
             )

