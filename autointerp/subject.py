@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,11 @@ import numpy as np
 import platformdirs
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
+from autointerp import hooks
 from autointerp.config import SubjectSection
-from autointerp.errors import SubjectError, nearest
+from autointerp.errors import SubjectError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -203,7 +204,7 @@ class Subject:
         return cls(model.eval(), None, cfg.model, torch.device("meta"), cfg.prepend_bos)  # type: ignore[arg-type]
 
     def width_at(self, hookpoint: str) -> int | None:
-        """Width of the activations at a hookpoint (full module path); works on a sketch.
+        """Width of the activations at a hookpoint (canonical text); works on a sketch.
 
         None where the model's code cannot run without weights: then only the real pass will tell.
         """
@@ -215,24 +216,18 @@ class Subject:
         except (RuntimeError, NotImplementedError, TypeError, ValueError, SubjectError):
             return None
 
-    def hookpoint(self, path: str) -> str:
-        """The full module path for `path`, which may be a unique suffix of it.
+    def hookpoint(self, text: str) -> str:
+        """The canonical text of a hookpoint (see `hooks`): a module path, or a unique suffix of one, with an optional
+        side and transforms, or a TransformerLens name.
 
-        Raises SubjectError for a path that names no module (naming the nearest) or several.
+        Raises SubjectError for a path that names no module (naming the nearest) or several, and for a TransformerLens
+        name that has no place in this model.
         """
-        names = [name for name, _ in self.model.named_modules() if name]
-        if path in names:
-            return path
-        ends = [name for name in names if name.endswith("." + path)]
-        if len(ends) == 1:
-            return ends[0]
-        if ends:
-            raise SubjectError(f"hookpoint {path!r} is ambiguous in {self.name}: {', '.join(ends[:4])}, ...")
-        raise SubjectError(f"{self.name} has no hookpoint {path!r}{nearest(path, names)}")
+        return hooks.resolve(text, self.model, self.name)
 
     def check_context(self, context_tokens: int) -> None:
         """Raises SubjectError when contexts are longer than the model's position limit."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(hooks.text_config(self.model), "max_position_embeddings", None)
         needed = context_tokens + self.prepend_bos
         if limit is not None and needed > limit:
             raise SubjectError(
@@ -247,12 +242,13 @@ class Subject:
 
     @torch.inference_mode()
     def activations(self, tokens: Tensor, hookpoints: Sequence[str], **extra: Tensor) -> dict[str, Tensor]:
-        """The outputs of the modules `hookpoints` on a batch of contexts.
+        """What `hookpoints` give on a batch of contexts.
 
         tokens      int64 [context, token], right-padded: attention is causal, so padding cannot reach real positions
-        hookpoints  full module paths; the forward pass stops as soon as the last of them has run
+        hookpoints  canonical texts, as `hookpoint` gives them; the forward pass stops as soon as the last has been read
         extra       further arguments of the model's forward
         Returns one tensor [context, token, d] per hookpoint, in the model's dtype; a prepended BOS is already cut off.
+        Raises SubjectError for a hookpoint that never runs or gives something else.
         """
         n_tokens = tokens.shape[1]
         tokens = tokens.to(self.device, non_blocking=True)
@@ -262,12 +258,11 @@ class Subject:
         if tokens.device.type == "cuda" and "attention_mask" not in extra and self._mask_is_plain(tokens.shape[1]):
             extra["attention_mask"] = self._causal_mask(tokens.shape[1])
         caught: dict[str, Tensor] = {}
+        wanted = len(set(hookpoints))
         handles = []
         try:
-            for path in hookpoints:
-                handles.append(
-                    self.model.get_submodule(path).register_forward_hook(_catcher(caught, path, len(hookpoints)))
-                )
+            for text in hookpoints:
+                handles.append(hooks.parse(text).attach(self.model, _catcher(caught, text, wanted)))
             with contextlib.suppress(_DeepEnough):
                 self.model(input_ids=tokens, use_cache=False, **extra)
         finally:
@@ -284,7 +279,7 @@ class Subject:
 
     def _mask_is_plain(self, n_tokens: int) -> bool:
         """True where every layer attends to all earlier positions of a context this long."""
-        config: Any = self.model.config
+        config = hooks.text_config(self.model)
         window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
         return config._attn_implementation == "sdpa" and (window is None or window >= n_tokens)
 
@@ -341,13 +336,13 @@ class Subject:
         return backend is not None and "ByteLevel" in str(backend.decoder)
 
 
-def _catcher(caught: dict[str, Tensor], path: str, wanted: int) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        caught[path] = output[0] if isinstance(output, tuple) else output
+def _catcher(caught: dict[str, Tensor], text: str, wanted: int) -> Callable[[Any], None]:
+    def catch(found: Any) -> None:
+        caught[text] = found
         if len(caught) == wanted:
             raise _DeepEnough
 
-    return hook
+    return catch
 
 
 def _byte_of_char() -> dict[str, int]:
