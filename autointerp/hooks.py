@@ -85,20 +85,17 @@ class Hook:
         return found.to(x.dtype)
 
     def attach(self, model: nn.Module, catch: Callable[[Any], None]) -> Any:
-        """Call `catch` with the tensor whenever the module runs; it may raise to end the pass. Returns a torch handle.
+        """Call `catch` with what the module is given, or gives, whenever it runs; it may raise to end the pass.
 
-        Raises AttributeError where the model has no such module. What is not [context, token, d] is passed on as it
-        is, for the caller to refuse.
+        The transforms are left to the caller. Returns a torch handle. Raises AttributeError where there is no such
+        module.
         """
 
-        def take(found: Any) -> None:
-            catch(self.apply(found) if isinstance(found, Tensor) and found.ndim == 3 else found)
-
         def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            take(_first_input(args, kwargs))
+            catch(_first_input(args, kwargs))
 
         def after(_: nn.Module, args: Any, output: Any) -> None:
-            take(output[0] if isinstance(output, tuple) else output)
+            catch(output[0] if isinstance(output, tuple) else output)
 
         module = model.get_submodule(self.module)
         if self.side == "input":

@@ -262,20 +262,22 @@ class Subject:
         handles = []
         try:
             for text in hookpoints:
-                handles.append(hooks.parse(text).attach(self.model, _catcher(caught, text, wanted)))
+                hook = hooks.parse(text)
+                handles.append(hook.attach(self.model, _catcher(caught, text, hook, tokens.shape, wanted)))
             with contextlib.suppress(_DeepEnough):
                 self.model(input_ids=tokens, use_cache=False, **extra)
         finally:
             for handle in handles:
                 handle.remove()
-        for path in hookpoints:
-            found = caught.get(path)
-            if not isinstance(found, Tensor) or found.ndim != 3:
-                came = "never runs" if path not in caught else f"gives {type(found).__name__}"
+        for text in hookpoints:
+            found = caught.get(text)
+            if not isinstance(found, Tensor) or found.shape[:-1] != tokens.shape:
+                shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                came = "never runs" if text not in caught else f"gives {shape}"
                 raise SubjectError(
-                    f"hookpoint {path!r} of {self.name} {came}: expected activations [context, token, d]"
+                    f"hookpoint {text!r} of {self.name} {came}: expected activations [context, token, d]"
                 )
-        return {path: caught[path][:, tokens.shape[1] - n_tokens :] for path in hookpoints}
+        return {text: caught[text][:, tokens.shape[1] - n_tokens :] for text in hookpoints}
 
     def _mask_is_plain(self, n_tokens: int) -> bool:
         """True where every layer attends to all earlier positions of a context this long."""
@@ -336,8 +338,16 @@ class Subject:
         return backend is not None and "ByteLevel" in str(backend.decoder)
 
 
-def _catcher(caught: dict[str, Tensor], text: str, wanted: int) -> Callable[[Any], None]:
+def _catcher(
+    caught: dict[str, Tensor], text: str, hook: hooks.Hook, shape: torch.Size, wanted: int
+) -> Callable[[Any], None]:
+    """Keeps what `hook` reads in `caught`, and ends the pass with the last of `wanted`."""
+
     def catch(found: Any) -> None:
+        if isinstance(found, Tensor) and found.ndim == 2 and len(found) == shape.numel() and found.is_floating_point():
+            found = found.view(*shape, -1)  # some families (OPT, the routers of mixtures) lay contexts end to end
+        if isinstance(found, Tensor) and found.shape[:-1] == shape:
+            found = hook.apply(found)
         caught[text] = found
         if len(caught) == wanted:
             raise _DeepEnough
