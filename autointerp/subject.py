@@ -23,7 +23,7 @@ from torch import Tensor
 
 from autointerp import hooks
 from autointerp.config import SubjectSection
-from autointerp.errors import SubjectError
+from autointerp.errors import MissingExtra, SubjectError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -137,18 +137,59 @@ def pick_device(wanted: str) -> torch.device:
     return device
 
 
-def load_causal_lm(name: str, dtype: str, device: torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A causal LM in eval mode and its tokenizer. Raises SubjectError in one line when it cannot be found or read."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_causal_lm(
+    name: str, dtype: str, device: torch.device, quantization: str = "none"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A causal LM in eval mode on `device`, and its tokenizer.
+
+    Raises SubjectError in one line when it cannot be found, read or quantised, MissingExtra without bitsandbytes.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where = resolve_model(name)
+    check_quantization(quantization)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(where)
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], trust_remote_code=False)
-    except (OSError, ValueError, KeyError, SafetensorError) as problem:
+            own = getattr(AutoConfig.from_pretrained(where, trust_remote_code=False), "quantization_config", None)
+            rounding = _quantised(quantization, DTYPES[dtype], own)
+            if own is not None or rounding:  # such weights are made on their device: not all of them can be moved
+                rounding["device_map"] = {"": device}
+            model = AutoModelForCausalLM.from_pretrained(
+                where, dtype=DTYPES[dtype], trust_remote_code=False, **rounding
+            )
+            model = model if rounding else model.to(device)  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, SafetensorError, ImportError) as problem:
         raise SubjectError(f"subject {name!r} cannot be loaded: {_first_line(problem)}{_hint(name)}") from None
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+    except (RuntimeError, NotImplementedError, AssertionError) as problem:
+        if quantization == "none":
+            raise
+        raise SubjectError(
+            f"subject.quantization = {quantization!r} does not work on {device} here: {_first_line(problem)}; set it "
+            "to none, or take a GPU"
+        ) from None
+    return model.eval(), tokenizer
+
+
+def check_quantization(quantization: str) -> None:
+    """Raises MissingExtra for a quantisation without bitsandbytes."""
+    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("quantized", f"subject.quantization = {quantization!r}")
+
+
+def _quantised(quantization: str, dtype: torch.dtype, own: Any) -> dict[str, Any]:
+    """Arguments of from_pretrained. `own`: the quantisation that the model's files say they were saved with."""
+    from transformers import BitsAndBytesConfig
+
+    if own is not None and quantization != "none":
+        method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", "some method")
+        raise ValueError(f"its weights are quantised already ({method}); set subject.quantization = none")
+    if quantization == "8bit":
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    if quantization == "4bit":  # NF4, with matrix products in the subject's dtype (Dettmers et al. 2023)
+        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+        return {"quantization_config": four}
+    return {}
 
 
 @dataclass
@@ -167,7 +208,7 @@ class Subject:
     def load(cls, cfg: SubjectSection, device: torch.device | None = None) -> "Subject":
         """Load the model named in the settings, on `device` or the first of the settings'. Raises SubjectError."""
         device = device or pick_device(cfg.device)
-        model, tokenizer = load_causal_lm(cfg.model, cfg.dtype, device)
+        model, tokenizer = load_causal_lm(cfg.model, cfg.dtype, device, cfg.quantization)
         if cfg.prepend_bos and tokenizer.bos_token_id is None:
             raise SubjectError(f"subject.prepend_bos is set, but the tokenizer of {cfg.model!r} has no BOS token")
         return cls(model, tokenizer, cfg.model, device, cfg.prepend_bos, cfg.max_norm_ratio)
@@ -193,6 +234,7 @@ class Subject:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         pick_device(cfg.device)
+        check_quantization(cfg.quantization)
         try:
             with quiet_transformers(), torch.device("meta"):
                 config = AutoConfig.from_pretrained(resolve_model(cfg.model), trust_remote_code=False)

@@ -72,9 +72,9 @@ def randomise(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def save(family: str, folder: Path, vocabulary: int, d: int, positions: int) -> Path:
+def save(family: str, folder: Path, vocabulary: int, d: int, positions: int, **keys: object) -> Path:
     """The model of a family as a transformers folder, without a tokenizer."""
     names = ("n_embd", "n_positions") if family == "gpt2" else ("hidden_size", "max_position_embeddings")
-    model = build(family, vocab_size=vocabulary, **dict(zip(names, (d, positions))))
+    model = build(family, vocab_size=vocabulary, **(dict(zip(names, (d, positions))) | keys))
     model.save_pretrained(folder)  # type: ignore[operator]
     return folder
