@@ -373,9 +373,9 @@ def test_a_quantised_subject_gives_nearly_the_activations_of_the_whole_one(
     tokens = torch.randint(5, 400, (2, 12), generator=torch.Generator().manual_seed(0))
     small, whole = (Subject.load(quantised(b, model=str(folder))) for b in (bits, "none"))
     assert "bitsandbytes" in type(small.model.model.layers[1].mlp.down_proj).__module__
-    text = small.hookpoint("blocks.1.hook_mlp_out")
+    text = "model.layers.0.self_attn.q_proj"  # later, the sharp attention of random weights makes anything of an error
     near, exact = (s.activations(tokens, [text])[text] for s in (small, whole))
-    assert 0 < float((near - exact).norm() / exact.norm()) < 0.3
+    assert 0 < float((near - exact).norm() / exact.norm()) < (0.02 if bits == "8bit" else 0.12)
 
 
 def test_a_model_that_is_quantised_already_is_not_quantised_again(
