@@ -22,7 +22,7 @@ class Keys:
 
     dictionary: str  # its name
     collection_id: str
-    hookpoint: str  # full module path
+    hookpoint: str  # canonical text
     explainers: dict[str, str]  # method -> explainer_id
     simulator_id: str
     scorer_id: str
