@@ -179,17 +179,19 @@ def check_quantization(quantization: str) -> None:
 
 def _quantised(quantization: str, dtype: torch.dtype, own: Any) -> dict[str, Any]:
     """Arguments of from_pretrained. `own`: the quantisation that the model's files say they were saved with."""
+    if quantization == "none":
+        return {}
     from transformers import BitsAndBytesConfig
 
-    if own is not None and quantization != "none":
+    if own is not None:
         method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", "some method")
         raise ValueError(f"its weights are quantised already ({method}); set subject.quantization = none")
-    if quantization == "8bit":
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every layer what it casts its inputs to
+    if quantization == "8bit":  # LLM.int8 (Dettmers et al. 2022)
         return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
-    if quantization == "4bit":  # NF4, with matrix products in the subject's dtype (Dettmers et al. 2023)
-        four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
-        return {"quantization_config": four}
-    return {}
+    # NF4 with matrix products in the subject's dtype (Dettmers et al. 2023)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": four}
 
 
 @dataclass

@@ -308,6 +308,36 @@ def test_a_hub_dataset_is_known_by_its_commit(monkeypatch: pytest.MonkeyPatch) -
     assert keys.corpus_fingerprint("hf:owner/name") == ["hf:", "owner/name", None, "train", "f00d"]
 
 
+@pytest.mark.parametrize(
+    ("source", "asked"),
+    [
+        ("hf:owner/name", ("owner/name", None, "train", "f00d")),
+        ("hf:owner/name@1a2b:en:test", ("owner/name", "en", "test", "1a2b")),
+    ],
+)
+def test_a_hub_dataset_is_streamed_at_the_commit_that_its_id_names(
+    monkeypatch: pytest.MonkeyPatch, source: str, asked: tuple
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    read: list[int] = []
+
+    def records() -> Any:
+        for i in range(10**9):
+            read.append(i)
+            yield {"text": f"text {i}"}
+
+    def load(name: str, config: str | None, *, split: str, revision: str, streaming: bool) -> Any:
+        assert (name, config, split, revision) == asked
+        assert streaming
+        return records()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(streams, "_latest", lambda name: "f00d")
+    found = list(documents(CorpusSection(source=source, max_documents=5)))  # type: ignore[call-arg]
+    assert [d.source for d in found] == [f"owner/name:{asked[2]}:{i}" for i in range(1, 6)]
+    assert len(read) == 5
+
+
 def test_without_the_hub_a_dataset_that_is_not_pinned_is_refused_in_one_line() -> None:
     pytest.importorskip("datasets")
     with pytest.raises(CorpusError, match="pin one: hf:owner/name@<commit>") as problem:  # the tests are offline
