@@ -62,7 +62,7 @@ def test_a_name_gives_what_transformer_lens_gives(key: str) -> None:
     (found,) = read(family, name)
     assert found.shape == GOLDEN[key].shape
     gap = float(np.abs(found.numpy() - GOLDEN[key]).max() / np.abs(GOLDEN[key]).max())
-    assert gap < 2e-6  # float32: the sums are made in another order
+    assert gap < 1e-5  # float32: sums are made in another order; a wrong place differs by about 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
