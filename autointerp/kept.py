@@ -48,7 +48,7 @@ def header(settings: Settings, target: Target, shard: Shard | None = None) -> He
     dictionary, whole = target.dictionary, target.keys.collection_id
     decide = {
         "corpus": True, "collect": True, "run": {"seed"},
-        "subject": {"model", "hookpoint", "dtype", "prepend_bos", "max_norm_ratio"},
+        "subject": {"model", "hookpoint", "dtype", "quantization", "prepend_bos", "max_norm_ratio"},
     }  # fmt: skip
     shards = None if shard is None or shard.of == 1 else [str(shard)]
     return {

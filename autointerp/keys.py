@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from autointerp import __version__, corpus, prompts
+from autointerp import __version__, corpus, prompts, streams
 from autointerp.config import DictionarySection, Settings, fingerprint
 from autointerp.dictionary import Dictionary
 from autointerp.rows import Run
@@ -22,7 +22,7 @@ class Keys:
 
     dictionary: str  # its name
     collection_id: str
-    hookpoint: str  # full module path
+    hookpoint: str  # canonical text
     explainers: dict[str, str]  # method -> explainer_id
     simulator_id: str
     scorer_id: str
@@ -58,11 +58,13 @@ def keys(settings: Settings, sketch: Subject, section: DictionarySection, dictio
         "prepend_bos": settings.subject.prepend_bos,
         "max_norm_ratio": settings.subject.max_norm_ratio,
         "dictionary": [dictionary.name, dictionary.identity],
-        "corpus": [file_fingerprint(path) for path in corpus.files(settings.corpus.source)],
-        "corpus_read": [settings.corpus.tokens, settings.corpus.text_field],
+        "corpus": corpus_fingerprint(settings.corpus.source),
+        "corpus_read": corpus_read(settings),
         "collect": settings.collect.model_dump(exclude={"features"}),
         "seed": settings.run.seed,
     }
+    if settings.subject.quantization != "none":  # what is not asked for leaves ids as they were before it could be
+        collected["quantization"] = settings.subject.quantization
     if dictionary.wanted is not None:
         collected["features"] = dictionary.wanted.tolist()
     collection_id = fingerprint(collected)
@@ -97,6 +99,34 @@ def explainer_id(settings: Settings, method: str) -> str:
     if method == "llm":
         used += [cfg.provider, cfg.model, prompts.fingerprint(cfg.prompt), cfg.excerpts, cfg.max_new_tokens]
     return fingerprint(used)
+
+
+def corpus_fingerprint(source: str) -> list[object]:
+    """The text behind `corpus.source`: its files, or a dataset's name, configuration, split and commit.
+
+    Raises CorpusError for a corpus that is not there, or a dataset without a commit that the hub cannot be asked for.
+    """
+    if not streams.is_stream(source):
+        return [file_fingerprint(path) for path in corpus.files(source)]
+    stream = streams.check(source)
+    if stream.folder is None:
+        return [streams.PREFIX, stream.name, stream.config, stream.split, stream.commit()]
+    found = sorted(path for path in stream.folder.rglob("*") if path.is_file())
+    return [streams.PREFIX, stream.config, stream.split, *(file_fingerprint(path) for path in found)]
+
+
+def corpus_read(settings: Settings) -> list[object]:
+    """What is taken from the text. A chat's template counts; where it is within tokenizer_config.json, the subject's
+    fingerprint holds it."""
+    cfg = settings.corpus
+    read: list[object] = [cfg.tokens, cfg.messages_field if cfg.chat else cfg.text_field]
+    if cfg.max_documents:
+        read.append({"max_documents": cfg.max_documents})
+    if cfg.chat:
+        where = Path(resolve_model(settings.subject.model))
+        templates = sorted(where.rglob("*.jinja")) if where.is_dir() else []
+        read.append({"chat": [file_fingerprint(path) for path in templates]})
+    return read
 
 
 def file_fingerprint(path: Path) -> list[object]:

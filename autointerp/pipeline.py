@@ -13,7 +13,7 @@ from autointerp import collect, corpus, explain, prompts, score, simulate, targe
 from autointerp import population as populations
 from autointerp.config import Settings
 from autointerp.corpus import Shard
-from autointerp.errors import CorpusError, StoreError
+from autointerp.errors import StoreError
 from autointerp.grading import Grading
 from autointerp.rows import Run, Split, Stage
 from autointerp.simulators.embedding import resolve_encoder
@@ -41,8 +41,7 @@ def prepare(settings: Settings) -> Prepared:
 
     Raises a UserError naming the first thing that is missing or does not fit.
     """
-    if not corpus.files(settings.corpus.source):
-        raise CorpusError(f"corpus {settings.corpus.source!r} holds no file")
+    corpus.check(settings.corpus)
     if "llm" in settings.explainer.methods:
         prompts.locate(settings.explainer.prompt)
         resolve_model(settings.explainer.model)
@@ -50,6 +49,8 @@ def prepare(settings: Settings) -> Prepared:
         resolve_encoder(settings.simulator.encoder)
     sketch = Subject.sketch(settings.subject)
     sketch.check_context(settings.collect.context_tokens)
+    if settings.corpus.chat:
+        corpus.Reader.of(settings.corpus, Subject.reader(settings.subject).tokenizer)
     prepared = Prepared(settings, targets.load(settings, sketch))
     for target in prepared.targets:
         dictionary = target.dictionary

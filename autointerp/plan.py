@@ -112,7 +112,7 @@ def _probe_collect(settings: Settings, replica: Replica, prepared: Prepared, bar
     subject, width = replica.subject, settings.collect.context_tokens
     names = prepared.names
     started = time.perf_counter()
-    allotment = corpus.Allotment.plan(settings.corpus, width)
+    allotment = corpus.Allotment.plan(settings.corpus, width, subject.tokenizer)
     groups = list(corpus.contexts(
         settings.corpus, subject.tokenizer, width, settings.collect.split_salt, allotment=allotment
     ))  # fmt: skip
@@ -242,7 +242,7 @@ def size_of(settings: Settings, prepared: Prepared) -> Size:
 
 def _tokens_of_everything(settings: Settings, tokenizer: Any) -> float:
     characters, sampled, tokens = 0, 0, 0
-    for document in corpus.documents(settings.corpus):
+    for document in corpus.documents(settings.corpus, tokenizer):
         characters += len(document.text)
         if sampled < 500_000:  # tokens per character, from the first few documents
             sampled += len(document.text)

@@ -64,7 +64,7 @@ class Collection(Row):
     table: ClassVar[str] = "collection"
     collection_id: Annotated[str, "hash of everything that determines the kept rows"]
     subject: Annotated[str, "model whose activations were read"]
-    hookpoint: Annotated[str, "full module path whose output was encoded"]
+    hookpoint: Annotated[str, "what was encoded: full module path (its output, or `:input`) and transforms, `|center`"]
     dictionary: Annotated[str, "name of the dictionary, the prefix of its feature ids"]
     architecture: Annotated[str, "topk, standard"]
     width: Annotated[int, "number of features, dead ones included"]

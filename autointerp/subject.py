@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,10 +19,11 @@ import numpy as np
 import platformdirs
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
+from autointerp import hooks
 from autointerp.config import SubjectSection
-from autointerp.errors import SubjectError, nearest
+from autointerp.errors import MissingExtra, SubjectError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -136,18 +137,61 @@ def pick_device(wanted: str) -> torch.device:
     return device
 
 
-def load_causal_lm(name: str, dtype: str, device: torch.device) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """A causal LM in eval mode and its tokenizer. Raises SubjectError in one line when it cannot be found or read."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def load_causal_lm(
+    name: str, dtype: str, device: torch.device, quantization: str = "none"
+) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """A causal LM in eval mode on `device`, and its tokenizer.
+
+    Raises SubjectError in one line when it cannot be found, read or quantised, MissingExtra without bitsandbytes.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     where = resolve_model(name)
+    check_quantization(quantization)
     try:
         with quiet_transformers():
             tokenizer = AutoTokenizer.from_pretrained(where)
-            model = AutoModelForCausalLM.from_pretrained(where, dtype=DTYPES[dtype], trust_remote_code=False)
-    except (OSError, ValueError, KeyError, SafetensorError) as problem:
+            own = getattr(AutoConfig.from_pretrained(where, trust_remote_code=False), "quantization_config", None)
+            rounding = _quantised(quantization, DTYPES[dtype], own)
+            if own is not None or rounding:  # such weights are made on their device: not all of them can be moved
+                rounding["device_map"] = {"": device}
+            model = AutoModelForCausalLM.from_pretrained(
+                where, dtype=DTYPES[dtype], trust_remote_code=False, **rounding
+            )
+            model = model if rounding else model.to(device)  # type: ignore[arg-type]
+    except (OSError, ValueError, KeyError, SafetensorError, ImportError) as problem:
         raise SubjectError(f"subject {name!r} cannot be loaded: {_first_line(problem)}{_hint(name)}") from None
-    return model.to(device).eval(), tokenizer  # type: ignore[arg-type]
+    except (RuntimeError, NotImplementedError, AssertionError) as problem:
+        if quantization == "none":
+            raise
+        raise SubjectError(
+            f"subject.quantization = {quantization!r} does not work on {device} here: {_first_line(problem)}; set it "
+            "to none, or take a GPU"
+        ) from None
+    return model.eval(), tokenizer
+
+
+def check_quantization(quantization: str) -> None:
+    """Raises MissingExtra for a quantisation without bitsandbytes."""
+    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("quantized", f"subject.quantization = {quantization!r}")
+
+
+def _quantised(quantization: str, dtype: torch.dtype, own: Any) -> dict[str, Any]:
+    """Arguments of from_pretrained. `own`: the quantisation that the model's files say they were saved with."""
+    if quantization == "none":
+        return {}
+    from transformers import BitsAndBytesConfig
+
+    if own is not None:
+        method = own.get("quant_method") if isinstance(own, dict) else getattr(own, "quant_method", "some method")
+        raise ValueError(f"its weights are quantised already ({method}); set subject.quantization = none")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it says at every layer what it casts its inputs to
+    if quantization == "8bit":  # LLM.int8 (Dettmers et al. 2022)
+        return {"quantization_config": BitsAndBytesConfig(load_in_8bit=True)}
+    # NF4 with matrix products in the subject's dtype (Dettmers et al. 2023)
+    four = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    return {"quantization_config": four}
 
 
 @dataclass
@@ -166,7 +210,7 @@ class Subject:
     def load(cls, cfg: SubjectSection, device: torch.device | None = None) -> "Subject":
         """Load the model named in the settings, on `device` or the first of the settings'. Raises SubjectError."""
         device = device or pick_device(cfg.device)
-        model, tokenizer = load_causal_lm(cfg.model, cfg.dtype, device)
+        model, tokenizer = load_causal_lm(cfg.model, cfg.dtype, device, cfg.quantization)
         if cfg.prepend_bos and tokenizer.bos_token_id is None:
             raise SubjectError(f"subject.prepend_bos is set, but the tokenizer of {cfg.model!r} has no BOS token")
         return cls(model, tokenizer, cfg.model, device, cfg.prepend_bos, cfg.max_norm_ratio)
@@ -192,6 +236,7 @@ class Subject:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         pick_device(cfg.device)
+        check_quantization(cfg.quantization)
         try:
             with quiet_transformers(), torch.device("meta"):
                 config = AutoConfig.from_pretrained(resolve_model(cfg.model), trust_remote_code=False)
@@ -203,7 +248,7 @@ class Subject:
         return cls(model.eval(), None, cfg.model, torch.device("meta"), cfg.prepend_bos)  # type: ignore[arg-type]
 
     def width_at(self, hookpoint: str) -> int | None:
-        """Width of the activations at a hookpoint (full module path); works on a sketch.
+        """Width of the activations at a hookpoint (canonical text); works on a sketch.
 
         None where the model's code cannot run without weights: then only the real pass will tell.
         """
@@ -215,24 +260,18 @@ class Subject:
         except (RuntimeError, NotImplementedError, TypeError, ValueError, SubjectError):
             return None
 
-    def hookpoint(self, path: str) -> str:
-        """The full module path for `path`, which may be a unique suffix of it.
+    def hookpoint(self, text: str) -> str:
+        """The canonical text of a hookpoint (see `hooks`): a module path, or a unique suffix of one, with an optional
+        side and transforms, or a TransformerLens name.
 
-        Raises SubjectError for a path that names no module (naming the nearest) or several.
+        Raises SubjectError for a path that names no module (naming the nearest) or several, and for a TransformerLens
+        name that has no place in this model.
         """
-        names = [name for name, _ in self.model.named_modules() if name]
-        if path in names:
-            return path
-        ends = [name for name in names if name.endswith("." + path)]
-        if len(ends) == 1:
-            return ends[0]
-        if ends:
-            raise SubjectError(f"hookpoint {path!r} is ambiguous in {self.name}: {', '.join(ends[:4])}, ...")
-        raise SubjectError(f"{self.name} has no hookpoint {path!r}{nearest(path, names)}")
+        return hooks.resolve(text, self.model, self.name)
 
     def check_context(self, context_tokens: int) -> None:
         """Raises SubjectError when contexts are longer than the model's position limit."""
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = getattr(hooks.text_config(self.model), "max_position_embeddings", None)
         needed = context_tokens + self.prepend_bos
         if limit is not None and needed > limit:
             raise SubjectError(
@@ -247,12 +286,13 @@ class Subject:
 
     @torch.inference_mode()
     def activations(self, tokens: Tensor, hookpoints: Sequence[str], **extra: Tensor) -> dict[str, Tensor]:
-        """The outputs of the modules `hookpoints` on a batch of contexts.
+        """What `hookpoints` give on a batch of contexts.
 
         tokens      int64 [context, token], right-padded: attention is causal, so padding cannot reach real positions
-        hookpoints  full module paths; the forward pass stops as soon as the last of them has run
+        hookpoints  canonical texts, as `hookpoint` gives them; the forward pass stops as soon as the last has been read
         extra       further arguments of the model's forward
         Returns one tensor [context, token, d] per hookpoint, in the model's dtype; a prepended BOS is already cut off.
+        Raises SubjectError for a hookpoint that never runs or gives something else.
         """
         n_tokens = tokens.shape[1]
         tokens = tokens.to(self.device, non_blocking=True)
@@ -262,29 +302,30 @@ class Subject:
         if tokens.device.type == "cuda" and "attention_mask" not in extra and self._mask_is_plain(tokens.shape[1]):
             extra["attention_mask"] = self._causal_mask(tokens.shape[1])
         caught: dict[str, Tensor] = {}
+        wanted = len(set(hookpoints))
         handles = []
         try:
-            for path in hookpoints:
-                handles.append(
-                    self.model.get_submodule(path).register_forward_hook(_catcher(caught, path, len(hookpoints)))
-                )
+            for text in hookpoints:
+                hook = hooks.parse(text)
+                handles.append(hook.attach(self.model, _catcher(caught, text, hook, tokens.shape, wanted)))
             with contextlib.suppress(_DeepEnough):
                 self.model(input_ids=tokens, use_cache=False, **extra)
         finally:
             for handle in handles:
                 handle.remove()
-        for path in hookpoints:
-            found = caught.get(path)
-            if not isinstance(found, Tensor) or found.ndim != 3:
-                came = "never runs" if path not in caught else f"gives {type(found).__name__}"
+        for text in hookpoints:
+            found = caught.get(text)
+            if not isinstance(found, Tensor) or found.shape[:-1] != tokens.shape:
+                shape = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+                came = "never runs" if text not in caught else f"gives {shape}"
                 raise SubjectError(
-                    f"hookpoint {path!r} of {self.name} {came}: expected activations [context, token, d]"
+                    f"hookpoint {text!r} of {self.name} {came}: expected activations [context, token, d]"
                 )
-        return {path: caught[path][:, tokens.shape[1] - n_tokens :] for path in hookpoints}
+        return {text: caught[text][:, tokens.shape[1] - n_tokens :] for text in hookpoints}
 
     def _mask_is_plain(self, n_tokens: int) -> bool:
         """True where every layer attends to all earlier positions of a context this long."""
-        config: Any = self.model.config
+        config = hooks.text_config(self.model)
         window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
         return config._attn_implementation == "sdpa" and (window is None or window >= n_tokens)
 
@@ -341,13 +382,21 @@ class Subject:
         return backend is not None and "ByteLevel" in str(backend.decoder)
 
 
-def _catcher(caught: dict[str, Tensor], path: str, wanted: int) -> Any:
-    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-        caught[path] = output[0] if isinstance(output, tuple) else output
+def _catcher(
+    caught: dict[str, Tensor], text: str, hook: hooks.Hook, shape: torch.Size, wanted: int
+) -> Callable[[Any], None]:
+    """Keeps what `hook` reads in `caught`, and ends the pass with the last of `wanted`."""
+
+    def catch(found: Any) -> None:
+        if isinstance(found, Tensor) and found.ndim == 2 and len(found) == shape.numel() and found.is_floating_point():
+            found = found.view(*shape, -1)  # some families (OPT, the routers of mixtures) lay contexts end to end
+        if isinstance(found, Tensor) and found.shape[:-1] == shape:
+            found = hook.apply(found)
+        caught[text] = found
         if len(caught) == wanted:
             raise _DeepEnough
 
-    return hook
+    return catch
 
 
 def _byte_of_char() -> dict[str, int]:

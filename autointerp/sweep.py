@@ -215,7 +215,7 @@ def sweep(
     if complete:
         return kept
     width = settings.collect.context_tokens
-    allotment = Allotment.plan(settings.corpus, width)
+    allotment = Allotment.plan(settings.corpus, width, subject.tokenizer)
     total = allotment.total(shard)
     bar.start("collect", total=None if total is None else total * width, unit="tok")
     bar.advance(kept.n_contexts * width)
