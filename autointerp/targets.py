@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 
 from autointerp import population as populations
-from autointerp.config import Settings
+from autointerp.config import DictionarySection, Settings
 from autointerp.dictionary import Dictionary
 from autointerp.dictionary import load as load_dictionary
+from autointerp.dictionary.encode import randomised
 from autointerp.errors import ConfigError, DictionaryError, FeatureError
 from autointerp.keep import counter_bytes
 from autointerp.keys import Keys, keys
@@ -35,7 +36,7 @@ class Target:
 
 def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
     """The targets of a configuration. Raises a UserError for the first that does not fit the subject or another."""
-    dictionaries = [load_dictionary(section.source, section.name) for section in settings.dictionary]
+    dictionaries = [_load(section, settings.run.seed) for section in settings.dictionary]
     names = [dictionary.name for dictionary in dictionaries]
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
@@ -53,6 +54,11 @@ def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
         found.append(Target(identity, dictionary))
     _refuse_too_wide(found)
     return tuple(found)
+
+
+def _load(section: DictionarySection, seed: int) -> Dictionary:
+    dictionary = load_dictionary(section.source, section.name)
+    return randomised(dictionary, seed) if section.random else dictionary
 
 
 def _refuse_too_wide(found: list[Target]) -> None:
