@@ -99,12 +99,11 @@ def read_pickle(path: Path) -> dict[str, Any]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as problem:
-        reason = str(problem)
-        if "Unsupported global" in reason or "GLOBAL" in reason or "Unsupported class" in reason:
-            raise DictionaryError(
-                f"{path} is a pickle with code in it, which is never run: expected a state dict of tensors"
-            ) from None
-        raise DictionaryError(f"{path} cannot be read (truncated download?): {_first_line(problem)}") from None
+        if "truncated" in str(problem):
+            raise DictionaryError(f"{path} cannot be read (truncated download?): {_first_line(problem)}") from None
+        raise DictionaryError(
+            f"{path} holds pickled objects other than tensors, whose code is never run: expected a state dict"
+        ) from None
     except (OSError, EOFError, RuntimeError, ValueError, KeyError) as problem:
         raise DictionaryError(f"{path} cannot be read (truncated download?): {_first_line(problem)}") from None
     if not isinstance(found, dict):
