@@ -10,9 +10,8 @@ import torch
 
 from autointerp import population as populations
 from autointerp.config import DictionarySection, Settings
-from autointerp.dictionary import Dictionary
+from autointerp.dictionary import Dictionary, randomised
 from autointerp.dictionary import load as load_dictionary
-from autointerp.dictionary.encode import randomised
 from autointerp.errors import ConfigError, DictionaryError, FeatureError
 from autointerp.keep import counter_bytes
 from autointerp.keys import Keys, keys

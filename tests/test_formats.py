@@ -773,6 +773,16 @@ def test_weights_in_one_format_and_config_in_another_are_refused(tmp_path: Path)
     assert "sae_weights.safetensors" in refusal(folder)
 
 
+@pytest.mark.parametrize("value", ["40", -1, 3.5, [40]])
+def test_sizes_in_a_config_that_contradict_the_weights_are_refused(value: Any, tmp_path: Path) -> None:
+    assert "expected" in refusal(write_saelens(tmp_path / "a", d_sae=value))
+    state = state_of("BatchTopKSAE")
+    assert "expected" in refusal(write_dictionary_learning(tmp_path / "b", "BatchTopKSAE", state, dict_size=value))
+    assert "expected" in refusal(write_sparsify(tmp_path / "c", num_latents=value)[0])
+    assert "expected" in refusal(write_llama_scope(tmp_path / "d", d_sae=value))
+    assert "expected" in refusal(write_saelens(tmp_path / "e", "transcoder", d_out=value))
+
+
 @pytest.mark.parametrize("norms", [None, {"in": 0}, {"in": "12"}, {"out": 3}])
 def test_llama_scope_needs_the_norm_that_it_was_trained_at(norms: Any, tmp_path: Path) -> None:
     assert "dataset_average_activation_norm" in refusal(write_llama_scope(tmp_path / "x", dataset_average_activation_norm=norms))

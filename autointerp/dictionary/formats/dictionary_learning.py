@@ -97,6 +97,8 @@ def _tensors(path: Path, state: dict[str, Any], trainer: dict[str, Any], kind: s
     else:
         width, d_in = matrix(path, state, "encoder.weight", "[dictionary, d]")
         encoder, decoder, turned = "encoder.weight", "decoder.weight", True
+    if architecture == "jumprelu":
+        state = state | {"threshold": _threshold(path, state, width)}
     d_in, width = trainer.get("activation_dim") or d_in, trainer.get("dict_size") or width
     read, write = (d_in, width), (width, d_in)
     expected: dict[str, tuple[int, ...]] = {
@@ -106,7 +108,6 @@ def _tensors(path: Path, state: dict[str, Any], trainer: dict[str, Any], kind: s
     if architecture == "gated":
         expected |= {"r_mag": (width,), "mag_bias": (width,)}
     if architecture == "jumprelu":
-        state = state | {"threshold": _threshold(path, state, width)}
         expected |= {"threshold": (width,)}
     found = checked(path, state, expected)
     tensors = {

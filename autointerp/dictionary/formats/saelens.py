@@ -151,7 +151,9 @@ def _tensors(folder: Path, config: dict[str, Any], named: str) -> tuple[dict[str
     sizes = (0, 0) if "W_enc" not in found else matrix(path, found, "W_enc", "[d_in, d_sae]")
     d_in = config.get("d_in") or sizes[0]
     width = config.get("d_sae") or sizes[1]
-    d_out = (config.get("d_out") or (found["W_dec"].shape[-1] if "W_dec" in found else 0)) if transcoder else d_in
+    d_out = d_in
+    if transcoder:
+        d_out = config.get("d_out") or matrix(path, found, "W_dec", "[d_sae, d_out]")[1]
     if "scaling_factor" in found and not torch.allclose(found["scaling_factor"].float(), torch.ones(())):
         raise DictionaryError(f"{path}: scaling_factor (a fine-tuned scale per feature) is not supported")
     if "threshold" not in found and "log_threshold" in found:  # a jumprelu in training, before sae-lens 6.5x
@@ -161,7 +163,7 @@ def _tensors(folder: Path, config: dict[str, Any], named: str) -> tuple[dict[str
         limit = found["topk_threshold"].float()
         if limit.numel() != 1:
             raise DictionaryError(f"{path}: topk_threshold has shape {list(limit.shape)}, expected one number")
-        found["threshold"] = limit.reshape(()).expand(width).clone()
+        found["threshold"] = limit.reshape(()).expand(sizes[1]).clone()
     expected: dict[str, tuple[int, ...]] = {"W_enc": (d_in, width), "W_dec": (width, d_out), "b_dec": (d_out,)}
     if architecture == "gated":
         expected |= {"b_gate": (width,), "r_mag": (width,), "b_mag": (width,)}
