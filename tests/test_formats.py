@@ -783,6 +783,13 @@ def test_sizes_in_a_config_that_contradict_the_weights_are_refused(value: Any, t
     assert "expected" in refusal(write_saelens(tmp_path / "e", "transcoder", d_out=value))
 
 
+@pytest.mark.parametrize("value", ["false", 0, []])
+def test_a_switch_that_is_neither_true_nor_false_is_refused(value: Any, tmp_path: Path) -> None:
+    assert "apply_b_dec_to_input" in refusal(write_saelens(tmp_path / "a", apply_b_dec_to_input=value))
+    assert "rescale_acts_by_decoder_norm" in refusal(write_saelens(tmp_path / "b", rescale_acts_by_decoder_norm=value))
+    assert "transcode" in refusal(write_sparsify(tmp_path / "layers.1", transcode=value)[0])
+
+
 @pytest.mark.parametrize("norms", [None, {"in": 0}, {"in": "12"}, {"out": 3}])
 def test_llama_scope_needs_the_norm_that_it_was_trained_at(norms: Any, tmp_path: Path) -> None:
     assert "dataset_average_activation_norm" in refusal(write_llama_scope(tmp_path / "x", dataset_average_activation_norm=norms))

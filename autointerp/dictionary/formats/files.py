@@ -4,7 +4,9 @@ import hashlib
 import json
 import math
 import pickle
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from autointerp.dictionary.encode import ARCHITECTURES, COMPETING
 from autointerp.errors import DictionaryError
 from autointerp.tally import available_memory_bytes
 
+BROKEN = (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, struct.error)  # what readers raise
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -63,6 +66,14 @@ def flag(value: object) -> bool | None:
     return value if isinstance(value, bool) else None
 
 
+def switch(config: Mapping[str, Any], key: str, path: Path, default: bool = False) -> bool:
+    """A setting that changes how a dictionary encodes. Raises DictionaryError for anything but true, false and null."""
+    value = config.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise DictionaryError(f"{path}: {key} = {value!r}, expected true or false")
+    return default if value is None else value
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file. Raises DictionaryError for a missing, truncated or too large one."""
     _refuse_missing(path)
@@ -83,7 +94,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
             _refuse_too_large(path, {i.filename: (i.file_size // 4,) for i in archive.infolist()})
         with np.load(path, allow_pickle=False) as arrays:
             return {name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in arrays.files}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as problem:
+    except (*BROKEN, TypeError, zipfile.BadZipFile, zlib.error) as problem:
         if "pickle" in str(problem).lower():
             raise DictionaryError(f"{path} holds pickled objects, which are never loaded: expected arrays") from None
         raise DictionaryError(f"{path} cannot be read (truncated download?): {problem}") from None
@@ -104,7 +115,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         raise DictionaryError(
             f"{path} holds pickled objects other than tensors, whose code is never run: expected a state dict"
         ) from None
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError) as problem:
+    except BROKEN as problem:
         raise DictionaryError(f"{path} cannot be read (truncated download?): {_first_line(problem)}") from None
     if not isinstance(found, dict):
         raise DictionaryError(f"{path}: expected a state dict of tensors, got {type(found).__name__}")

@@ -17,6 +17,7 @@ from autointerp.dictionary.formats.files import (
     read_config,
     read_safetensors,
     refuse_unknown_architecture,
+    switch,
     text,
 )
 
@@ -46,7 +47,7 @@ def read(folder: Path, name: str | None) -> Dictionary:
     expected: dict[str, tuple[int, ...]] = {
         "w_enc": (d_in, width), "b_enc": (width,), "w_dec": (width, d_out), "b_dec": (d_out,), "threshold": (width,),
     }  # fmt: skip
-    if affine or config.get("affine_connection"):
+    if switch(config, "affine_connection", folder / CONFIG_FILE) or affine:
         expected["affine_skip_connection"] = (d_in, d_out)
     tensors = checked(path, found, expected)
     skip = tensors.get("affine_skip_connection")

@@ -22,6 +22,7 @@ from autointerp.dictionary.formats.files import (
     read_config,
     read_safetensors,
     refuse_unknown_architecture,
+    switch,
     table,
     text,
 )
@@ -61,7 +62,7 @@ def read(folder: Path, name: str | None) -> Dictionary:
         refuse_unknown_architecture(folder, named, tuple(KINDS))
     architecture, transcoder = KINDS[named]
     normalise = _normalisation(folder, config)
-    subtract = bool(config.get("apply_b_dec_to_input", not transcoder))
+    subtract = switch(config, "apply_b_dec_to_input", path, default=not transcoder)
     if transcoder and subtract:
         raise DictionaryError(f"{path}: apply_b_dec_to_input = true, but b_dec of a {named} is in its output's space")
     tensors, from_training = _tensors(folder, config, named)
@@ -79,7 +80,7 @@ def read(folder: Path, name: str | None) -> Dictionary:
         **tensors,  # type: ignore[arg-type]
         k=k if architecture == "topk" else None,
         apply_b_dec_to_input=subtract,
-        rescale_by_decoder_norm=bool(config.get("rescale_acts_by_decoder_norm", False)),
+        rescale_by_decoder_norm=switch(config, "rescale_acts_by_decoder_norm", path),
         normalise="none" if scale else normalise,
         centre=centre,
         transcoder=transcoder,

@@ -16,6 +16,7 @@ from autointerp.dictionary.formats.files import (
     read_config,
     read_safetensors,
     refuse_unknown_architecture,
+    switch,
     text,
 )
 from autointerp.errors import DictionaryError
@@ -52,7 +53,7 @@ def read(folder: Path, name: str | None) -> Dictionary:
     d_in = config.get("d_in") or d_in
     if config.get("num_latents") or config.get("expansion_factor"):
         width = config.get("num_latents") or d_in * config["expansion_factor"]
-    transcode, skip = bool(config.get("transcode")), bool(config.get("skip_connection"))
+    transcode, skip = (switch(config, key, folder / CONFIG_FILE) for key in ("transcode", "skip_connection"))
     expected: dict[str, tuple[int, ...]] = {
         "encoder.weight": (width, d_in), "encoder.bias": (width,), "W_dec": (width, d_in), "b_dec": (d_in,),
     }  # fmt: skip
