@@ -67,9 +67,10 @@ class SubjectSection(Section):
 class DictionarySection(Section):
     """The sparse dictionary whose features are labelled."""
 
-    source: str = Field("smollm2-135m-l15-4k", description="SAELens folder, or the name of a packaged dictionary")
+    source: str = Field("smollm2-135m-l15-4k", description="folder of a dictionary, or the name of a packaged one")
     hookpoint: str | None = Field(None, description="defaults to subject.hookpoint")
     name: str | None = Field(None, description="prefix of feature ids; defaults to the folder's name")
+    random: bool = Field(False, description="a null: its activation rule on random directions; name ends in -random")
 
 
 class EngineSection(Section):

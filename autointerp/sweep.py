@@ -247,7 +247,8 @@ def load_replicas(settings: Settings, targets: Sequence[Target]) -> list[Replica
     for device in pick_devices(settings.subject.device):
         subject = Subject.load(settings.subject, device)
         subject.check_context(settings.collect.context_tokens)
-        dictionaries = [t.dictionary.for_encoding().to(device, DTYPES[settings.subject.dtype]) for t in targets]
+        dtype = DTYPES[settings.subject.dtype]
+        dictionaries = [t.dictionary.for_encoding().to(device, t.dictionary.encoding_dtype(dtype)) for t in targets]
         hookpoints = [t.keys.hookpoint for t in targets]
         replicas.append(Replica(subject, dictionaries, hookpoints, [SLOTS_PER_TOKEN] * len(targets)))
     return replicas

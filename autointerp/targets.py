@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from autointerp import population as populations
-from autointerp.config import Settings
-from autointerp.dictionary import Dictionary
+from autointerp.config import DictionarySection, Settings
+from autointerp.dictionary import Dictionary, randomised
 from autointerp.dictionary import load as load_dictionary
 from autointerp.errors import ConfigError, DictionaryError, FeatureError
 from autointerp.keep import counter_bytes
@@ -35,7 +35,7 @@ class Target:
 
 def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
     """The targets of a configuration. Raises a UserError for the first that does not fit the subject or another."""
-    dictionaries = [load_dictionary(section.source, section.name) for section in settings.dictionary]
+    dictionaries = [_load(section, settings.run.seed) for section in settings.dictionary]
     names = [dictionary.name for dictionary in dictionaries]
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
@@ -53,6 +53,11 @@ def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
         found.append(Target(identity, dictionary))
     _refuse_too_wide(found)
     return tuple(found)
+
+
+def _load(section: DictionarySection, seed: int) -> Dictionary:
+    dictionary = load_dictionary(section.source, section.name)
+    return randomised(dictionary, seed) if section.random else dictionary
 
 
 def _refuse_too_wide(found: list[Target]) -> None:

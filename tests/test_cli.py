@@ -109,7 +109,7 @@ def broken_dictionary(folder: Path, kind: str) -> Path:
     elif kind == "list":
         cfg.write_text("[1]")
     elif kind == "unknown architecture":
-        cfg.write_text(cfg.read_text().replace("topk", "gated"))
+        cfg.write_text(cfg.read_text().replace("topk", "temporal"))
     return folder
 
 
@@ -140,7 +140,7 @@ BAD_SETTINGS: dict[str, tuple[Callable[[Path], dict[str, object]], tuple[str, ..
     "no_dictionary_config": (broken("no config"), ("cfg.json",)),
     "broken_config": (broken("broken config"), ("not valid JSON",)),
     "config_is_a_list": (broken("list"), ("expected an object",)),
-    "architecture": (broken("unknown architecture"), ("gated", "topk")),
+    "architecture": (broken("unknown architecture"), ("temporal", "topk")),
     "wrong_d_in": (broken("narrow"), ("16", "32")),
     "unknown_hookpoint": (lambda p: {"subject__hookpoint": "model.layer.1"}, ("did you mean 'model.layers.1",)),
     "layer_too_deep": (lambda p: {"subject__hookpoint": "model.layers.9"}, ("model.layers.9", "did you mean")),

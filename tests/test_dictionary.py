@@ -275,9 +275,9 @@ def test_an_unknown_architecture_is_refused_with_the_known_ones(folder: Path) ->
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("normalize_activations", "layer_norm"),
+        ("normalize_activations", "covariance_whitening"),
         ("normalize_activations", True),
-        ("reshape_activations", "hook_z"),
+        ("reshape_activations", "hook_q"),
     ],
 )
 def test_a_transform_that_is_not_applied_is_refused_by_name(folder: Path, key: str, value: Any) -> None:
