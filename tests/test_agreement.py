@@ -10,13 +10,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from autointerp import config, dictionary, sweep
+from autointerp import collect, config, sweep, targets
 from autointerp.config import Settings
 from autointerp.corpus import SPLITS, contexts
-from autointerp.dictionary.encode import ARCHITECTURES, ENCODE_CHUNK_TOKENS, Dictionary, static_slots
+from autointerp.dictionary.encode import (
+    ARCHITECTURES,
+    COMPETING,
+    ENCODE_CHUNK_TOKENS,
+    Dictionary,
+    static_slots,
+    units,
+)
 from autointerp.keep import lottery_keys, passage_ids
 from autointerp.store import Store
 from autointerp.subject import Subject, pad
+from autointerp.tally import Bar
 
 from .conftest import tiny_overrides
 from .test_merge import write_firing
@@ -46,21 +54,55 @@ class Dense:
 
 def encode(sae: Dictionary, rows: Tensor) -> np.ndarray:
     """Dense activations [token, feature] by the definitions of the architectures, in the chunks of the encoder."""
-    parts = []
-    for chunk in rows.split(ENCODE_CHUNK_TOKENS):
-        pre = torch.addmm(sae.b_enc, chunk - sae.b_dec, sae.W_enc).numpy()
-        if sae.architecture == "topk":
-            assert sae.k is not None
-            smallest = np.sort(pre, axis=1)[:, -sae.k][:, None]
-            pre = np.where(pre >= smallest, pre, 0)
-        parts.append(np.maximum(pre, 0))
-    return np.concatenate(parts)
+    return np.concatenate([activations_of(sae, chunk) for chunk in rows.split(ENCODE_CHUNK_TOKENS)])
 
 
-def dense_pass(settings: Settings) -> Dense:
+def activations_of(sae: Dictionary, x: Tensor) -> np.ndarray:
+    """The definitions, dense. What is multiplied is multiplied by torch, so that no bit differs."""
+    if sae.architecture == "units":
+        both = np.concatenate([x.numpy(), -x.numpy()], axis=1)
+        return np.where((both > 0) & (both > sae.threshold.numpy()), both, 0)  # type: ignore[union-attr]
+    bias = torch.zeros_like(sae.b_enc) if sae.architecture == "gated" else sae.b_enc
+    pre = torch.addmm(bias, x - sae.b_dec, sae.W_enc)
+    if sae.rescale_by_decoder_norm and sae.architecture != "gated":
+        pre = pre * torch.linalg.vector_norm(sae.W_dec, dim=1)
+    hidden = pre.numpy()
+    if sae.architecture == "topk":
+        assert sae.k is not None
+        hidden = np.where(hidden >= np.sort(hidden, axis=1)[:, -sae.k][:, None], hidden, 0)
+    elif sae.architecture == "groupmax":
+        groups = hidden.reshape(len(hidden), sae.k, -1)
+        hidden = np.where(groups == groups.max(axis=2, keepdims=True), groups, 0).reshape(hidden.shape)
+    elif sae.architecture == "jumprelu":
+        hidden = np.where(hidden > sae.threshold.numpy(), hidden, 0)  # type: ignore[union-attr]
+    elif sae.architecture == "gated":
+        assert sae.r_mag is not None and sae.b_mag is not None
+        magnitude = hidden * sae.r_mag.exp().numpy() + sae.b_mag.numpy()
+        hidden = np.where(hidden + sae.b_enc.numpy() > 0, magnitude, 0)
+    else:
+        assert sae.architecture == "standard"
+    return np.maximum(hidden, 0)
+
+
+def dictionary_of(architecture: str, d_in: int, width: int, scale: float = 1.0, seed: int = 11) -> Dictionary:
+    """Random unit directions that fire on activations of about `scale`, with biases and thresholds that matter."""
+    draw = torch.Generator().manual_seed(seed)
+    if architecture == "units":
+        return units(width // 2, torch.rand(width, generator=draw) * scale, "sae")
+    decoder = torch.nn.functional.normalize(torch.randn(width, d_in, generator=draw), dim=1)
+    low = torch.rand(width, generator=draw) * scale
+    given: dict[str, object] = {
+        "topk": {"b_enc": low, "k": 4}, "groupmax": {"b_enc": low, "k": 8}, "standard": {"b_enc": -low},
+        "jumprelu": {"b_enc": low / 4, "threshold": low + scale / 8},
+        "gated": {"b_enc": -low, "r_mag": torch.randn(width, generator=draw) / 4, "b_mag": low - scale},
+    }[architecture]  # fmt: skip
+    b_dec = torch.randn(d_in, generator=draw) * scale / 20
+    return Dictionary("sae", architecture, W_enc=decoder.T.contiguous(), W_dec=decoder, b_dec=b_dec, **given)  # type: ignore[arg-type]
+
+
+def dense_pass(settings: Settings, sae: Dictionary) -> Dense:
     """Run the subject on the same batches, and keep every activation of every token."""
     model = Subject.load(settings.subject)
-    sae = dictionary.load(settings.dictionary[0].source)
     width, size = settings.collect.context_tokens, settings.collect.passage_tokens
     read = [c for group in contexts(settings.corpus, model.tokenizer, width, settings.collect.split_salt) for c in group]
     special = np.array(model.tokenizer.all_special_ids)
@@ -105,13 +147,16 @@ def pair(
 ) -> Iterator[Agreement]:
     """A collection of 20,000 tokens, and the dense pass over them."""
     folder = tmp_path_factory.mktemp(request.param)
-    sae = write_firing(folder / "sae", request.param, seed=11)
     settings = config.load(None, tiny_overrides(tiny, folder, **{
-        "dictionary.source": sae, "corpus.tokens": TOKENS, "collect.top": 12, "collect.panel": 60,
+        "corpus.tokens": TOKENS, "collect.top": 12, "collect.panel": 60,
     }))  # fmt: skip
-    store, (collection,), tally = gather(settings)
+    (target,) = targets.load(settings, Subject.sketch(settings.subject))
+    sae = dictionary_of(request.param, 32, WIDTH, scale=0.04)  # a typical activation of the tiny subject
+    store = Store.memory()
+    with Bar(enabled=False) as bar:
+        tally = collect.run(store, settings, [replace(target, dictionary=sae)], bar)
     assert tally.tokens >= TOKENS * 0.95
-    yield Agreement(settings, store, collection, dense_pass(settings))
+    yield Agreement(settings, store, target.keys.collection_id, dense_pass(settings, sae))
     store.close()
 
 
@@ -248,16 +293,6 @@ def test_static_slots_that_overflow_say_so_and_invent_nothing(room: int) -> None
     assert (slots.value > 0).all()
 
 
-def sae_of(architecture: str, width: int = 40, d_in: int = 8, seed: int = 0) -> Dictionary:
-    """Random weights, with biases and scales that matter."""
-    draw = torch.Generator().manual_seed(seed)
-    enc, dec = torch.randn(d_in, width, generator=draw), torch.randn(width, d_in, generator=draw)
-    return Dictionary(
-        "sae", architecture, enc, torch.randn(width, generator=draw) - 2, dec, torch.randn(d_in, generator=draw),
-        k=5 if architecture == "topk" else None, rescale_by_decoder_norm=True,
-    )  # fmt: skip
-
-
 def dense_of(sae: Dictionary, x: Tensor) -> np.ndarray:
     """Its activations [position, feature], from its triples."""
     position, feature, value = sae.encode(x)
@@ -269,7 +304,7 @@ def dense_of(sae: Dictionary, x: Tensor) -> np.ndarray:
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("wanted", [[0], [3, 17, 39], [*range(40)]])
 def test_only_some_features_fire_and_they_fire_as_in_the_whole(architecture: str, wanted: list[int]) -> None:
-    sae, x = sae_of(architecture), torch.randn(700, 8, generator=torch.Generator().manual_seed(1))
+    sae, x = dictionary_of(architecture, 20, 40), torch.randn(700, 20, generator=torch.Generator().manual_seed(1))
     whole, some = dense_of(sae, x), dense_of(sae.only(torch.tensor(wanted)), x)
     others = [i for i in range(40) if i not in wanted]
     assert (whole[:, wanted] > 0).any()
@@ -279,36 +314,47 @@ def test_only_some_features_fire_and_they_fire_as_in_the_whole(architecture: str
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_encoding_needs_no_decoder_but_where_it_rescales(architecture: str) -> None:
-    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(2))
-    for rescale in (True, False):
-        sae = replace(sae_of(architecture), rescale_by_decoder_norm=rescale)
-        np.testing.assert_array_equal(dense_of(sae.for_encoding(), x), dense_of(sae, x))
-        some = torch.tensor([1, 2, 30])
+def test_encoding_is_the_definition_also_without_the_decoder_where_it_does_not_rescale(architecture: str) -> None:
+    x = torch.randn(50, 20, generator=torch.Generator().manual_seed(2))
+    sae = dictionary_of(architecture, 20, 40)
+    some = torch.tensor([1, 2, 30])
+    for rescale in (False, *([True] if architecture not in ("units", "gated") else [])):
+        sae = replace(sae, rescale_by_decoder_norm=rescale, W_dec=sae.W_dec * 1.7)
+        expected = activations_of(sae, x)
+        assert (expected > 0).sum() > 30
+        np.testing.assert_array_equal(dense_of(sae, x), expected)
+        np.testing.assert_array_equal(dense_of(sae.for_encoding(), x), expected)
         np.testing.assert_array_equal(dense_of(sae.only(some).for_encoding(), x), dense_of(sae.only(some), x))
+
+
+# Architectures in which the number of firing features is not fixed beforehand.
+FREE = [name for name in ARCHITECTURES if name not in COMPETING]
 
 
 @pytest.fixture
 def gpu_way(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU encodes as a GPU does: into a number of slots that is fixed beforehand."""
 
-    def relu_slots(hidden: Tensor, slots_per_token: int, start: int) -> object:
-        return static_slots(hidden, hidden > 0, slots_per_token * len(hidden), start)
+    def sparse(hidden: Tensor, fires: Tensor, slots_per_token: int, start: int) -> object:
+        return static_slots(hidden, fires, slots_per_token * len(hidden), start)
 
-    monkeypatch.setattr("autointerp.dictionary.encode.relu_slots", relu_slots)
+    monkeypatch.setattr("autointerp.dictionary.encode._sparse", sparse)
 
 
+@pytest.mark.parametrize("architecture", FREE)
 @pytest.mark.parametrize("room", [1, 2, 128])
 @pytest.mark.usefixtures("gpu_way")
-def test_encode_gives_every_firing_whatever_the_room(monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+def test_encode_gives_every_firing_whatever_the_room(
+    monkeypatch: pytest.MonkeyPatch, architecture: str, room: int
+) -> None:
     monkeypatch.setattr("autointerp.dictionary.encode.SLOTS_PER_TOKEN", room)
-    sae, x = sae_of("standard"), torch.randn(1100, 8, generator=torch.Generator().manual_seed(3))
-    expected = np.concatenate([np.maximum(sae.pre_activations(c).numpy(), 0) for c in x.split(ENCODE_CHUNK_TOKENS)])
+    sae, x = dictionary_of(architecture, 20, 40), torch.randn(1100, 20, generator=torch.Generator().manual_seed(3))
+    expected = encode(sae, x)
     assert (expected > 0).sum(axis=1).mean() > 2
     np.testing.assert_array_equal(dense_of(sae, x), expected)
     some = torch.tensor([0, 7, 39])
     found = dense_of(sae.only(some), x)
-    np.testing.assert_allclose(found[:, some], expected[:, some], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[:, some], expected[:, some], rtol=1e-4, atol=1e-5)
     assert (found > 0).sum() == (found[:, some] > 0).sum()
 
 
