@@ -75,7 +75,7 @@ def test_density_is_the_share_of_usable_tokens_of_all_splits(found: Population) 
 def many() -> Population:
     """A hundred features, the even ones eligible, of densities 0, .01, .02 ..."""
     off, even = np.zeros(100, dtype=bool), np.arange(100) % 2 == 0
-    return Population(np.arange(100) / 100, off, off, ~even, even)
+    return Population(np.arange(100) / 100, off, off, ~even, even, off)
 
 
 def test_all_selects_every_eligible_feature(many: Population) -> None:
