@@ -150,6 +150,39 @@ def run(engine: Engine = None, address: Address = None, config: ConfigFile = Non
 
 
 @app.command()
+def check(
+    json_: Annotated[bool, typer.Option("--json", help="every trial as JSON")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Does the dictionary encode this subject as it was trained to? Tries every layer and the usual mistakes.
+
+    Every run asks this before it collects. Exit code 2 where another hypothesis fits much better, or none fits well.
+
+        autointerp check
+        autointerp check --set subject.hookpoint=model.layers.14
+    """
+    from dataclasses import asdict
+
+    from autointerp import check as checks
+    from autointerp.pipeline import prepare
+    from autointerp.subject import Subject
+
+    settings = _settings(config, overrides)
+    prepared = prepare(settings)
+    subject = Subject.load(settings.subject)
+    sample = checks.Sample(settings, subject)
+    findings = [checks.check(settings, target, subject, sample) for target in prepared.targets]
+    if json_:
+        print(json.dumps([asdict(finding) for finding in findings], indent=2))
+    else:
+        for finding in findings:
+            checks.to_terminal(finding, Console())
+    for finding in findings:
+        finding.refuse()
+
+
+@app.command()
 def plan(
     tokens: Annotated[float, typer.Option(min=1, help="tokens of the larger corpus that is estimated too")] = 10e9,
     features: Annotated[float, typer.Option(min=1, help="features of the larger dictionary")] = 1e6,

@@ -14,19 +14,28 @@ from autointerp.corpus import Shard
 from autointerp.errors import CorpusError
 from autointerp.store import Store
 from autointerp.subject import Subject
-from autointerp.sweep import Checkpoint, Kept, identity_of, sweep
+from autointerp.sweep import Checkpoint, Kept, Replica, identity_of, sweep
 from autointerp.tally import Bar, Tally
 from autointerp.targets import Target
 
 
-def run(store: Store, settings: Settings, targets: Sequence[Target], bar: Bar, shard: Shard | None = None) -> Tally:
+def pending(store: Store, settings: Settings, targets: Sequence[Target], shard: Shard | None = None) -> list[Target]:
+    """The targets that have no collection yet."""
+    return [t for t in targets if store.collection(rows.header(settings, t, shard)["collection_id"]) is None]
+
+
+def run(
+    store: Store, settings: Settings, targets: Sequence[Target], bar: Bar, shard: Shard | None = None,
+    replicas: list[Replica] | None = None,
+) -> Tally:  # fmt: skip
     """Collect for the dictionaries that have no collection yet, in one pass. Returns the tally: one unit is a document.
 
-    shard  reads that part of the corpus alone; `autointerp merge` puts parts together
+    shard     reads that part of the corpus alone; `autointerp merge` puts parts together
+    replicas  the subject and the pending dictionaries, where they are loaded already
     Raises CorpusError, SubjectError or DictionaryError for what the user can put right.
     """
-    pending = [t for t in targets if store.collection(rows.header(settings, t, shard)["collection_id"]) is None]
-    if not pending:
+    wanted = pending(store, settings, targets, shard)
+    if not wanted:
         return Tally("collect")
     started = time.perf_counter()
     folder = None if store.path is None else store.path.parent
@@ -34,15 +43,15 @@ def run(store: Store, settings: Settings, targets: Sequence[Target], bar: Bar, s
     if settings.engine.kind == "ray" and shard is None:
         from autointerp.cluster import sweep_on_ray
 
-        found, leftovers = sweep_on_ray(settings, pending, bar, folder)
+        found, leftovers = sweep_on_ray(settings, wanted, bar, folder)
     else:
         if folder is not None:
-            checkpoint = Checkpoint(checkpoint_path(folder, shard), identity_of(pending, shard))
-        found = sweep(settings, pending, bar, shard=shard, checkpoint=checkpoint)
+            checkpoint = Checkpoint(checkpoint_path(folder, shard), identity_of(wanted, shard))
+        found = sweep(settings, wanted, bar, shard=shard, checkpoint=checkpoint, replicas=replicas)
         leftovers = [] if checkpoint is None else [checkpoint.path]
     if shard is None and not any(keeper.total_tokens.sum() for keeper in found.keepers):
         raise CorpusError(f"corpus {settings.corpus.source!r} gave no usable token: every position is masked")
-    _write(store, settings, pending, found, shard)
+    _write(store, settings, wanted, found, shard)
     store.publish()
     for path in leftovers:
         path.unlink(missing_ok=True)

@@ -70,6 +70,9 @@ class DictionarySection(Section):
     source: str = Field("smollm2-135m-l15-4k", description="folder of a dictionary, or the name of a packaged one")
     hookpoint: str | None = Field(None, description="defaults to subject.hookpoint")
     name: str | None = Field(None, description="prefix of feature ids; defaults to the folder's name")
+    check: Literal["refuse", "warn", "off"] = Field(
+        "refuse", description="a dictionary that does not fit its hookpoint: refuse, warn, or off"
+    )
     random: bool = Field(False, description="a null: its activation rule on random directions; name ends in -random")
 
 

@@ -5,11 +5,11 @@ export. Stages do not know one another; what passes between them are tables.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from autointerp import collect, corpus, explain, prompts, score, simulate, targets
+from autointerp import check, collect, corpus, explain, prompts, score, simulate, targets
 from autointerp import population as populations
 from autointerp.config import Settings
 from autointerp.corpus import Shard
@@ -19,6 +19,7 @@ from autointerp.rows import Run, Split, Stage
 from autointerp.simulators.embedding import resolve_encoder
 from autointerp.store import Store
 from autointerp.subject import Subject, resolve_model
+from autointerp.sweep import Replica, load_replicas
 from autointerp.tally import Bar, Tally, peak_memory_mb
 from autointerp.targets import Target
 
@@ -70,8 +71,31 @@ class Pipeline:
 
     def collect(self, shard: Shard | None = None) -> Tally:
         """Stage 1, for every dictionary in one pass over the text; or a part of it, for `autointerp merge`."""
-        tally = collect.run(self.store, self.settings, self.prepared.targets, self.bar, shard)
+        wanted = collect.pending(self.store, self.settings, self.prepared.targets, shard)
+        replicas = load_replicas(self.settings, wanted) if wanted else []
+        self._check(wanted, replicas)
+        if self.settings.engine.kind == "ray":  # the workers load their own
+            replicas = []
+        tally = collect.run(self.store, self.settings, wanted, self.bar, shard, replicas)
         return self.log(tally, self.labellings[0].asked)
+
+    def _check(self, wanted: Sequence[Target], replicas: Sequence[Replica]) -> None:
+        """Does each dictionary encode what it was trained on? Raises DictionaryError where it does not, unless asked to
+        warn only."""
+        modes = {
+            t.dictionary.name: d.check for t, d in zip(self.prepared.targets, self.settings.dictionary, strict=True)
+        }
+        sample: check.Sample | None = None
+        for target in wanted:
+            mode = modes[target.dictionary.name]
+            if mode == "off":
+                continue
+            self.bar.start("check", total=None, unit="")
+            sample = sample or check.Sample(self.settings, replicas[0].subject)
+            finding = check.check(self.settings, target, replicas[0].subject, sample)
+            if mode == "refuse":
+                finding.refuse()
+            self.say(f"check: {finding.line}")
 
     def explain(self) -> None:
         """Stage 2."""

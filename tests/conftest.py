@@ -97,6 +97,7 @@ def tiny_overrides(tiny: dict[str, Path], results: Path, **overrides: object) ->
     values: dict[str, object] = {
         "run.results": results, "run.name": "t", "subject.model": tiny["subject"], "subject.hookpoint": "model.layers.1",
         "subject.dtype": "float32", "dictionary.source": tiny["dictionary"], "corpus.source": tiny["corpus"],
+        "dictionary.check": "off",  # random weights reconstruct nothing
         "corpus.tokens": 0, "features.select": "random:6", "features.min_passages": 5, "features.min_documents": 3,
         "features.max_density": 0.5, "explainer.candidates": 3, "score.nulls": 3, "score.bootstrap": 50,
         "collect.sample_explain": 10, "collect.sample_select": 10, "collect.sample_score": 20,

@@ -432,7 +432,7 @@ def test_the_files_that_do_not_belong_together_are_the_ones_that_are_named(
 ) -> None:  # fmt: skip
     sae = write_dictionary(tmp_path / "zz", seed=4)
     file = tmp_path / "config.toml"
-    file.write_text(f"[[dictionary]]\nsource = '{tiny['dictionary']}'\n[[dictionary]]\nsource = '{sae}'")
+    file.write_text(f"[[dictionary]]\nsource = '{tiny['dictionary']}'\ncheck = 'off'\n[[dictionary]]\nsource = '{sae}'\ncheck = 'off'")
 
     def of(seed: int) -> Settings:
         given = tiny_overrides(tiny, tmp_path, **SMALL, **{"corpus.source": odd_corpus, "run.seed": seed})

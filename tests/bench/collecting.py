@@ -116,6 +116,7 @@ def tiny_run(folder: Path, sentences: int, documents: int, width: int, *more: st
     keys = {
         "run.results": folder / "results", "subject.model": folder / "subject", "subject.hookpoint": "model.layers.1",
         "subject.dtype": "float32", "dictionary.source": folder / "sae", "corpus.source": corpus, "corpus.tokens": 0,
+        "dictionary.check": "off",
     }  # fmt: skip
     command = [sys.executable, "-m", "autointerp", "collect", *more]
     return command + [part for key, value in keys.items() for part in ("--set", f"{key}={value}")]
