@@ -335,9 +335,11 @@ def test_several_dictionaries_are_merged_at_once(tiny: dict[str, Path], odd_corp
     file.write_text(f"""
         [[dictionary]]
         source = "{tiny['dictionary']}"
+        check = "off"
         [[dictionary]]
         source = "{other}"
         hookpoint = "model.layers.0"
+        check = "off"
     """)
     given = tiny_overrides(tiny, tmp_path, **SMALL, **{"corpus.source": odd_corpus})
     settings = config.load(file, [value for value in given if not value.startswith("dictionary.")])
