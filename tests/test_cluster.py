@@ -75,16 +75,18 @@ def running() -> Iterator[Cluster]:
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
         patch.setenv("RAY_DISABLE_DOCKER_CPU_WARNING", "1")
         _forget_token()
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
         try:
-            yield Cluster(_address(folder, process), process)
+            with (folder / "log").open("wb") as log:
+                process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+            try:
+                yield Cluster(_address(folder, process), process)
+            finally:
+                process.terminate()  # it ends its children
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(30)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
         finally:
-            process.terminate()  # it ends its children
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(30)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
             shutil.rmtree(folder, ignore_errors=True)
     _forget_token()
 
