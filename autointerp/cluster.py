@@ -5,6 +5,7 @@ again, from its checkpoint where the run's folder is on storage that the workers
 state there too, so a driver that was killed goes on with the others.
 """
 
+import socket
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 SHARDS_PER_WORKER = 4  # so that a lost worker, or a slow one, holds up little
 RETRIES = 4  # lost workers that one shard survives
 POLL_SECONDS = 0.5
+CONNECT_SECONDS = 5.0
 
 
 def sweep_on_ray(
@@ -79,14 +81,29 @@ def _connect(settings: Settings) -> Any:
     except ImportError:
         raise MissingExtra("ray", "engine.kind = 'ray'") from None
     address = settings.engine.address
+    _refuse_silent(address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": True}
     try:
         ray.init(address=address, **options)
     except ConnectionError as problem:
         if address != "auto":
-            raise ConfigError(f"no Ray cluster at engine.address = {address!r}: {_line(problem)}") from None
+            raise ConfigError(
+                f"no Ray cluster at engine.address = {address!r}: {_line(problem)} (a cluster that asks for a token "
+                "needs RAY_AUTH_MODE=token)"
+            ) from None
         ray.init(include_dashboard=False, **options)  # none is running: one on this machine
     return ray
+
+
+def _refuse_silent(address: str) -> None:
+    """Ray tries for many minutes where nobody listens: a plain connection tells in seconds."""
+    host, _, port = address.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        return  # auto, local, ray://...
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except OSError as problem:
+        raise ConfigError(f"no Ray cluster at engine.address = {address!r}: {problem.strerror or problem}") from None
 
 
 def _gather(ray: Any, join: Any, plan: str, names: list[str], pending: list[Any], bar: Bar) -> "State":
@@ -104,14 +121,20 @@ def _gather(ray: Any, join: Any, plan: str, names: list[str], pending: list[Any]
         found: State = ray.get(ready[0])
     except ray.exceptions.RayTaskError as problem:
         if isinstance(problem.cause, UserError):
-            raise type(problem.cause)(*problem.cause.args) from None
+            raise problem.cause from None
         raise
-    except ray.exceptions.WorkerCrashedError as problem:
+    except _lost(ray) as problem:
         raise ConfigError(
             f"a shard lost its worker {RETRIES + 1} times ({_line(problem)}): run the same command again to go on, "
             "with more shards (engine.shards) if memory ran out"
         ) from None
     return found
+
+
+def _lost(ray: Any) -> tuple[type[Exception], ...]:
+    """What Ray raises when a task could not be finished because machines, workers or memory were lost."""
+    found = ray.exceptions
+    return found.WorkerCrashedError, found.OutOfMemoryError, found.NodeDiedError, found.ObjectLostError
 
 
 # -- on the workers ----------------------------------------------------------------------------------------------------

@@ -45,10 +45,12 @@ def run(
 
         found, leftovers = sweep_on_ray(settings, wanted, bar, folder)
     else:
-        if folder is not None:
-            checkpoint = Checkpoint(checkpoint_path(folder, shard), identity_of(wanted, shard))
+        if store.path is not None:
+            checkpoint = Checkpoint(checkpoint_path(store.path, shard), identity_of(wanted, shard))
         found = sweep(settings, wanted, bar, shard=shard, checkpoint=checkpoint, replicas=replicas)
         leftovers = [] if checkpoint is None else [checkpoint.path]
+        if shard is None and folder is not None:  # of workers of an engine that this pass has done without
+            leftovers += sorted(folder.glob("collect.ray-*-of-*.checkpoint.npz"))
     if shard is None and not any(keeper.total_tokens.sum() for keeper in found.keepers):
         raise CorpusError(f"corpus {settings.corpus.source!r} gave no usable token: every position is masked")
     _write(store, settings, wanted, found, shard)
@@ -70,7 +72,6 @@ def _write(store: Store, settings: Settings, targets: Sequence[Target], found: K
             rows.write(store, head, keeper, found.documents, reader.token_bytes, target.features)
 
 
-def checkpoint_path(folder: Path, shard: Shard | None) -> Path:
-    """Where a pass saves what it has kept so far."""
-    part = "" if shard is None else f".shard-{shard.index or shard.of}-of-{shard.of}"
-    return folder / f"collect{part}.checkpoint.npz"
+def checkpoint_path(database: Path, shard: Shard | None) -> Path:
+    """Where a pass saves what it has kept so far: in the run's folder; of a shard, beside its database by its name."""
+    return database.with_name("collect.checkpoint.npz" if shard is None else f"{database.stem}.checkpoint.npz")

@@ -106,6 +106,11 @@ def _residues(shards: Sequence[str], n: int) -> list[int]:
     return [residue for shard in found for residue in range(shard.index, n, shard.of)]
 
 
+def _in_order(shard: str) -> tuple[int, int]:
+    found = Shard.parse(shard)
+    return found.of, found.index or found.of
+
+
 def _merge_group(store: Store, whole: str, group: list[Part], bar: Bar) -> Merged:
     keeper: Keeper | None = None
     documents: dict[int, Whereabouts] = {}
@@ -124,7 +129,7 @@ def _merge_group(store: Store, whole: str, group: list[Part], bar: Bar) -> Merge
         pieces |= bytes_of
         bar.advance(1, part.path.name)
     assert keeper is not None
-    shards = sorted({s for part in group for s in part.shards}, key=lambda s: (Shard.parse(s).of, Shard.parse(s).index))
+    shards = sorted({s for part in group for s in part.shards}, key=_in_order)
     n = lcm(*(Shard.parse(s).of for s in shards))
     missing = sorted(set(range(n)) - set(_residues(shards, n)))
     head = {name: group[0].row[name] for name in kept.HEADER} | {
