@@ -352,7 +352,7 @@ def to_terminal(cost: Cost, estimates: dict[str, Estimate], console: Console) ->
         console.print(table)
     console.print(
         f"One worker like this machine ({cost.device}); n workers divide collect by n (--shard, --engine ray). "
-        "A probe of a few seconds: expect 20 %.",
+        "A short probe: expect 20 % on collect and on the total, less on the small stages. Memory is that of collect.",
         style="dim",
     )
 
