@@ -100,12 +100,9 @@ def probe(settings: Settings, bar: Bar) -> tuple[Cost, Prepared]:
         memory = peak_memory_mb()
         stages = _probe_stages(small, prepared, bar)
         device = replicas[0].subject.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {_threads()} threads"
+        threads = torch.get_num_threads()
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {threads} threads"
         return Cost(name, load=load, base_memory_mb=memory, **parts, **stages), prepare(settings)
-
-
-def _threads() -> int:
-    return torch.get_num_threads()
 
 
 def _probe_collect(settings: Settings, replica: Replica, prepared: Prepared, bar: Bar) -> dict[str, Any]:
@@ -131,10 +128,8 @@ def _probe_collect(settings: Settings, replica: Replica, prepared: Prepared, bar
     for i, batch in enumerate(batches):
         seconds: dict[str, float] = {}
         clock = time.perf_counter()
-        alone = replace(replica, dictionaries=[], hookpoints=[], room=[])
-        _forward(alone, replica, settings, batch)
+        _forward(replica, settings, batch)
         seconds["forward"] = _since(clock, subject)
-        found = []
         for j, name in enumerate(names):
             one = replace(
                 replica, dictionaries=[replica.dictionaries[j]], hookpoints=[replica.hookpoints[j]],
@@ -162,11 +157,11 @@ def _probe_collect(settings: Settings, replica: Replica, prepared: Prepared, bar
     }  # fmt: skip
 
 
-def _forward(alone: Replica, replica: Replica, settings: Settings, batch: list[Read]) -> None:
+def _forward(replica: Replica, settings: Settings, batch: list[Read]) -> None:
     tokens, lengths = pad([read.context.tokens for read in batch], settings.collect.context_tokens)
-    found = alone.subject.activations(tokens, list(dict.fromkeys(replica.hookpoints)))
+    found = replica.subject.activations(tokens, list(dict.fromkeys(replica.hookpoints)))
     for activation in found.values():
-        alone.subject.judge(tokens, activation, lengths)
+        replica.subject.judge(tokens, activation, lengths)
 
 
 def _since(clock: float, subject: Subject) -> float:

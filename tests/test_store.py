@@ -30,7 +30,7 @@ from autointerp.rows import (
     Stage,
     Token,
 )  # fmt: skip
-from autointerp.store import Store, lists, snapshot_path, unpacked
+from autointerp.store import Store, lists, packed, snapshot_path, unpacked
 
 EXPLANATION = Explanation("e", "c", 1, "x", "mined", None, 0, "ok", "a label", None, None)
 SIMULATION = Simulation("e", "s", "score", 5, "ok", None, [0, 3], [0.5, 2.0])
@@ -495,3 +495,10 @@ def test_a_store_that_is_read_cannot_be_written(path: Path) -> None:
     Store.create(path).close()
     with Store.read(path) as store, pytest.raises(StoreError, match="read-only"):
         store.query("DELETE FROM run")
+
+
+def test_token_ids_of_any_size_are_packed_and_come_back() -> None:
+    edges = [0, 127, 128, 2**14 - 1, 2**14, 2**21 - 1, 2**21, 2**28 - 1, 2**28, 2**31 - 1]
+    offsets = np.array([0, 3, 3, len(edges)], dtype=np.int64)
+    back, ids = unpacked(packed(offsets, np.array(edges, dtype=np.int32)).to_pylist())
+    assert (back.tolist(), ids.tolist()) == (offsets.tolist(), edges)

@@ -2,7 +2,7 @@
 
 One pure function per architecture. Nothing here reads files, and nothing returns a dense [token, feature] matrix that
 outlives its chunk of tokens. Collection encodes in two steps: `launch` queues the work and waits for nothing, so a GPU
-is never made idle; `collect`, on the host, drops the empty slots once they have arrived.
+is never made idle; `sweep.land`, on the host, drops the empty slots once they have arrived.
 
 The order is always: centre, run-time normalisation, minus b_dec where the dictionary says so, encoder, activation.
 """
