@@ -7,9 +7,11 @@ features fire than declared. A threshold on the fit alone would not do: in SmolL
 have an FVU of .25 where the right one has .17.
 """
 
+import json
+import math
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from rich import box
@@ -19,14 +21,14 @@ from torch import Tensor
 
 from autointerp import hooks
 from autointerp.config import Settings
-from autointerp.corpus import Allotment, contexts
 from autointerp.dictionary import Dictionary
 from autointerp.dictionary.encode import COMPETING, NORMALISATIONS
 from autointerp.errors import DictionaryError, SubjectError
-from autointerp.subject import Subject, pad
+from autointerp.rows import Fit
+from autointerp.sample import Sample
+from autointerp.subject import Subject
 from autointerp.targets import Target
 
-SAMPLE_TOKENS = 2048
 MUCH_BETTER = 0.8  # a rival fits much better where its FVU is at most this share of the configured one
 WORST_FVU = 0.5
 L0_FACTOR = 2.0  # features that fire per token, over or under what the files declare
@@ -63,43 +65,25 @@ class Finding:
         figures = f"FVU {found.fvu:.3f}, L0 {found.l0:.1f} on {self.n_tokens:,} tokens at {found.hookpoint}"
         return f"{self.dictionary}: {figures}" + (f"; {'; '.join(self.reasons)}" if self.reasons else "")
 
+    def row(self, collection_id: str) -> Fit:
+        """The finding as a row."""
+        tried = sorted([self.configured, *self.rivals] if self.configured else [], key=lambda trial: trial.fvu)
+        fvu = self.configured.fvu if self.configured else None
+        return Fit(
+            collection_id=collection_id,
+            outcome="unchecked" if self.configured is None else "misfits" if self.reasons else "fits",
+            fvu=fvu if fvu is not None and math.isfinite(fvu) else None,
+            l0=self.configured.l0 if self.configured else None,
+            n_tokens=self.n_tokens, n_masked=self.n_masked, reasons=list(self.reasons), notes=list(self.notes),
+            trials=json.dumps([asdict(t) | {"fvu": t.fvu if math.isfinite(t.fvu) else None} for t in tried]),
+        )  # fmt: skip
+
     def refuse(self) -> None:
         """Raises DictionaryError with the reasons, where there are any."""
         if self.reasons:
             raise DictionaryError(
                 f'{self.line}. `autointerp check` shows every trial; dictionary.check = "warn" goes on all the same'
             )
-
-
-class Sample:
-    """Activations of a few contexts, at any hookpoint, read once each."""
-
-    def __init__(self, settings: Settings, subject: Subject, tokens: int = SAMPLE_TOKENS) -> None:
-        width = settings.collect.context_tokens
-        budget = settings.corpus.model_copy(update={"tokens": tokens})
-        groups = contexts(
-            settings.corpus, subject.tokenizer, width, settings.collect.split_salt,
-            allotment=Allotment.plan(budget, width),
-        )  # fmt: skip
-        found = [context.tokens for group in groups for context in group][: max(tokens // width, 1)]
-        self.subject = subject
-        self.tokens, self.lengths = pad(found, width)
-        self._read: dict[str, Tensor] = {}
-
-    def read(self, hookpoints: list[str]) -> None:
-        """Run the subject once for all of these."""
-        new = [h for h in dict.fromkeys(hookpoints) if h not in self._read]
-        if new:
-            self._read |= self.subject.activations(self.tokens, new)
-
-    def at(self, hookpoint: str) -> Tensor:
-        """Activations [context, token, d]."""
-        self.read([hookpoint])
-        return self._read[hookpoint]
-
-    def usable(self, hookpoint: str) -> Tensor:
-        """bool [context, token]: the positions that collect would count."""
-        return self.subject.usable(self.tokens, self.at(hookpoint), self.lengths)
 
 
 def check(settings: Settings, target: Target, subject: Subject, sample: Sample | None = None) -> Finding:

@@ -166,12 +166,13 @@ def check(
 
     from autointerp import check as checks
     from autointerp.pipeline import prepare
+    from autointerp.sample import Sample
     from autointerp.subject import Subject
 
     settings = _settings(config, overrides)
     prepared = prepare(settings)
     subject = Subject.load(settings.subject)
-    sample = checks.Sample(settings, subject)
+    sample = Sample(settings, subject)
     findings = [checks.check(settings, target, subject, sample) for target in prepared.targets]
     if json_:
         print(json.dumps([asdict(finding) for finding in findings], indent=2))

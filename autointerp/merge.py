@@ -15,6 +15,7 @@ from autointerp.corpus import Shard
 from autointerp.errors import StoreError
 from autointerp.keep import Keeper
 from autointerp.keys import shard_collection_id
+from autointerp.rows import Fit
 from autointerp.store import Store
 from autointerp.sweep import Whereabouts
 from autointerp.tally import Bar
@@ -117,8 +118,10 @@ def _merge_group(store: Store, whole: str, group: list[Part], bar: Bar) -> Merge
     pieces: dict[int, bytes] = {}
     vocabulary = 1 + max(_largest_token(part) for part in group)
     features: list[int] | None = None
+    fit: Fit | None = None
     for part in group:
         with Store.read(part.path) as source:
+            fit = fit or source.fit(whole)  # the same sample of the same corpus: any shard's will do
             one, whereabouts, bytes_of = kept.read(source, part.row, vocabulary)
             features = source.encoded_features(part.row["collection_id"])
         if keeper is None:
@@ -139,6 +142,8 @@ def _merge_group(store: Store, whole: str, group: list[Part], bar: Bar) -> Merge
     if store.collection(head["collection_id"]) is not None:
         raise StoreError(f"{store.path} holds the collection of {head['dictionary']} already: choose another file")
     kept.write(store, head, keeper, documents, pieces.__getitem__, features)
+    if fit is not None and store.fit(whole) is None:
+        store.add([fit])
     return Merged(
         head["dictionary"], head["shards"], [str(Shard(i, n)) for i in missing], int(keeper.total_tokens.sum()),
         int(keeper.total_documents.sum()),

@@ -127,4 +127,15 @@ STEPS: tuple[tuple[str, str], ...] = (
         ALTER TABLE packed RENAME TO passage;
         """,
     ),
+    (
+        "m004_fit",
+        """
+        CREATE TABLE fit (
+            collection_id VARCHAR NOT NULL, outcome VARCHAR NOT NULL, fvu DOUBLE, l0 DOUBLE,
+            n_tokens BIGINT NOT NULL, n_masked BIGINT NOT NULL, reasons VARCHAR[] NOT NULL, notes VARCHAR[] NOT NULL,
+            trials VARCHAR NOT NULL, checked_at TIMESTAMP NOT NULL DEFAULT now(),
+            CHECK (outcome IN ('fits', 'misfits', 'unchecked') AND (outcome = 'unchecked') = (l0 IS NULL))
+        );
+        """,
+    ),
 )

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from autointerp.report import Label, Reading, number
+from autointerp.report import Label, Reading, fit_line, number
 from autointerp.show import KINDS, Context, Found, Library, visible, window
 from autointerp.store import Store
 
@@ -55,7 +55,7 @@ def render(reading: Reading, store: Store) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
-    environment.filters |= {"number": _figure, "visible": visible, "share": _share}
+    environment.filters |= {"number": _figure, "visible": visible, "share": _share, "fit_line": fit_line}
     script = (TEMPLATES / "report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows = _rows(reading, store)

@@ -16,6 +16,7 @@ from autointerp.corpus import Shard
 from autointerp.errors import StoreError
 from autointerp.grading import Grading
 from autointerp.rows import Run, Split, Stage
+from autointerp.sample import Sample
 from autointerp.simulators.embedding import resolve_encoder
 from autointerp.store import Store
 from autointerp.subject import Subject, resolve_model
@@ -85,14 +86,16 @@ class Pipeline:
         modes = {
             t.dictionary.name: d.check for t, d in zip(self.prepared.targets, self.settings.dictionary, strict=True)
         }
-        sample: check.Sample | None = None
+        sample: Sample | None = None
         for target in wanted:
             mode = modes[target.dictionary.name]
             if mode == "off":
                 continue
             self.bar.start("check", total=None, unit="")
-            sample = sample or check.Sample(self.settings, replicas[0].subject)
+            sample = sample or Sample(self.settings, replicas[0].subject)
             finding = check.check(self.settings, target, replicas[0].subject, sample)
+            if self.store.fit(target.keys.collection_id) is None:
+                self.store.add([finding.row(target.keys.collection_id)])
             if mode == "refuse":
                 finding.refuse()
             self.say(f"check: {finding.line}")

@@ -3,6 +3,7 @@
 Every mean is printed with how many features it covers and how many it lost, by reason. Nothing here computes a grade.
 """
 
+import json
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -148,6 +149,7 @@ def _summary(store: Store, run: Run, found: Population, labels: list[Label]) -> 
         "beats_lookup": sum((label.lift or 0.0) > 0 for label in eligible),
         "by_explainer": _by_explainer(store, run, {label.feature for label in eligible}),
         "population": found.counts,
+        "fit": _fit(store, run),
         "stages": _stages(store, run),
         "peak_memory_mb": max((s["peak_memory_mb"] for s in store.stages(run.run_id)), default=None),
         "llm": store.call_totals(run.collection_id, run.explainer_ids),
@@ -179,6 +181,12 @@ def _by_explainer(store: Store, run: Run, eligible: set[int]) -> dict[str, dict[
             "labelled": len(values),
         }
     return result
+
+
+def _fit(store: Store, run: Run) -> dict[str, Any] | None:
+    """What the check before collection found; None where it was off."""
+    fit = store.fit(run.collection_id)
+    return None if fit is None else asdict(fit) | {"trials": json.loads(fit.trials)}
 
 
 def _stages(store: Store, run: Run) -> dict[str, Any]:
@@ -258,6 +266,7 @@ def headline(reading: Reading) -> list[str]:
         f"{kinds['live']:,} live features: "
         f"{kinds['eligible']:,} eligible, {kinds['dense']:,} dense, "
         f"{kinds['too_rare']:,} too rare; {kinds['dead']:,} dead",
+        f"check   {fit_line(s['fit'])}",
         f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], "
         f"median {number(rank['median'])}, n = {rank['n']} (lost: {lost})",
         f"r_tok   mean {number(s['r_tok']['mean'])}, n = {s['r_tok']['n']} (token look-up table, same passages); "
@@ -271,6 +280,18 @@ def headline(reading: Reading) -> list[str]:
             else []
         ),
     ]
+
+
+def fit_line(fit: dict[str, Any] | None) -> str:
+    """Whether the dictionary encodes this subject as it was trained to, in one line."""
+    if fit is None:
+        return "off: nobody knows whether the dictionary fits this subject"
+    if fit["outcome"] == "unchecked":
+        return "; ".join(fit["notes"])
+    rivals = [t for t in fit["trials"] if t["what"] != "as configured" and t["fvu"] is not None]
+    nearest = f"; next best {rivals[0]['what']}, FVU {rivals[0]['fvu']:.3f}" if rivals else ""
+    figures = f"FVU {number(fit['fvu'], '.3f')}, L0 {fit['l0']:.1f} on {fit['n_tokens']:,} tokens{nearest}"
+    return figures if fit["outcome"] == "fits" else f"MISFIT: {'; '.join(fit['reasons'])} ({figures})"
 
 
 def number(value: float | None, spec: str = ".2f") -> str:

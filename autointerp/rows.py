@@ -82,6 +82,22 @@ class Collection(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class Fit(Row):
+    """How well a dictionary encodes its subject: what the check before collection found. No row: it was off."""
+
+    table: ClassVar[str] = "fit"
+    collection_id: Annotated[str, "collection that it was asked for, the whole of it"]
+    outcome: Annotated[Literal["fits", "misfits", "unchecked"], "unchecked where nothing was trained to reconstruct"]
+    fvu: Annotated[float | None, "share of the variance that is not explained as configured; NULL where unchecked"]
+    l0: Annotated[float | None, "features that fire per usable token; NULL where unchecked"]
+    n_tokens: Annotated[int, "usable positions of the sample"]
+    n_masked: Annotated[int, "positions of the sample that do not count: special tokens and attention sinks"]
+    reasons: Annotated[list[str], "why it does not fit; empty where it does"]
+    notes: Annotated[list[str], "what is in order and worth knowing, such as folded norms"]
+    trials: Annotated[str, "JSON: every hypothesis tried {what, hookpoint, fvu, l0}, best first"]
+
+
+@dataclass(frozen=True, slots=True)
 class Document(Row):
     """A text with its split."""
 
@@ -257,6 +273,6 @@ class Call(Row):
 
 
 TABLES: tuple[type[Row], ...] = (
-    Run, Stage, Collection, Document, Passage, Token, Feature, Excerpt, Panel,
+    Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel,
     Explanation, Draw, Simulation, Score, Call,
 )  # fmt: skip

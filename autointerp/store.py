@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from autointerp.errors import StoreBusy, StoreError
 from autointerp.migrations import STEPS
-from autointerp.rows import TABLES, Draw, Explanation, Passage, Row, Run, Score, Split
+from autointerp.rows import TABLES, Draw, Explanation, Fit, Passage, Row, Run, Score, Split
 
 # What a full or failing disk, or too little memory, makes DuckDB raise; anything else is a bug of ours.
 _DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
@@ -319,6 +319,14 @@ class Store:
     def collections(self) -> list[dict[str, Any]]:
         """Every collection's row as a dict, by dictionary."""
         return self._rows("SELECT * FROM collection ORDER BY dictionary, collection_id")
+
+    def fit(self, collection_id: str) -> Fit | None:
+        """What the check found of the collection of this id, or None where none was made."""
+        found = self._rows(
+            "SELECT * EXCLUDE checked_at FROM fit WHERE collection_id = ? ORDER BY checked_at DESC LIMIT 1",
+            [collection_id],
+        )
+        return Fit(**found[0]) if found else None
 
     def encoded_features(self, collection_id: str) -> list[int] | None:
         """The features that were encoded, ascending; None where that is all of them."""

@@ -30,6 +30,7 @@ from autointerp.dictionary import Dictionary
 from autointerp.dictionary.encode import SLOTS_PER_TOKEN, Slots
 from autointerp.errors import DictionaryError, StoreError, SubjectError
 from autointerp.keep import Batch, Keeper
+from autointerp.probe import completed
 from autointerp.subject import DTYPES, Subject, pad, pick_devices
 from autointerp.tally import Bar
 from autointerp.targets import Target
@@ -243,12 +244,15 @@ def sweep(
 
 def load_replicas(settings: Settings, targets: Sequence[Target]) -> list[Replica]:
     """The subject and the dictionaries on every device that the settings name."""
-    replicas = []
+    replicas: list[Replica] = []
+    found = [target.dictionary for target in targets]
     for device in pick_devices(settings.subject.device):
         subject = Subject.load(settings.subject, device)
         subject.check_context(settings.collect.context_tokens)
+        if not replicas:
+            found = [completed(settings, subject, t.dictionary, t.keys.hookpoint) for t in targets]
         dtype = DTYPES[settings.subject.dtype]
-        dictionaries = [t.dictionary.for_encoding().to(device, t.dictionary.encoding_dtype(dtype)) for t in targets]
+        dictionaries = [d.for_encoding().to(device, d.encoding_dtype(dtype)) for d in found]
         hookpoints = [t.keys.hookpoint for t in targets]
         replicas.append(Replica(subject, dictionaries, hookpoints, [SLOTS_PER_TOKEN] * len(targets)))
     return replicas

@@ -3,20 +3,24 @@
 Everything that can be checked without running the subject is checked here.
 """
 
+import re
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from autointerp import population as populations
 from autointerp.config import DictionarySection, Settings
-from autointerp.dictionary import Dictionary, randomised
+from autointerp.dictionary import Dictionary, randomised, units
 from autointerp.dictionary import load as load_dictionary
 from autointerp.errors import ConfigError, DictionaryError, FeatureError
 from autointerp.keep import counter_bytes
 from autointerp.keys import Keys, keys
 from autointerp.subject import Subject
 from autointerp.tally import available_memory_bytes
+
+UNITS = "units"  # the source that is no file: the hookpoint's own coordinates
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Target:
 
 def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
     """The targets of a configuration. Raises a UserError for the first that does not fit the subject or another."""
-    dictionaries = [_load(section, settings.run.seed) for section in settings.dictionary]
+    dictionaries = [_load(section, settings, sketch) for section in settings.dictionary]
     names = [dictionary.name for dictionary in dictionaries]
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
@@ -55,9 +59,22 @@ def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
     return tuple(found)
 
 
-def _load(section: DictionarySection, seed: int) -> Dictionary:
-    dictionary = load_dictionary(section.source, section.name)
-    return randomised(dictionary, seed) if section.random else dictionary
+def _load(section: DictionarySection, settings: Settings, sketch: Subject) -> Dictionary:
+    if section.source == UNITS and not Path(UNITS).is_dir():
+        dictionary = _units(section, settings, sketch)
+    else:
+        dictionary = load_dictionary(section.source, section.name)
+    return randomised(dictionary, settings.run.seed) if section.random else dictionary
+
+
+def _units(section: DictionarySection, settings: Settings, sketch: Subject) -> Dictionary:
+    """The coordinates of the hookpoint: neurons, or directions of the residual stream. Where they begin to fire is
+    probed once the subject is loaded."""
+    hookpoint = sketch.hookpoint(section.hookpoint or settings.subject.hookpoint)
+    width = sketch.width_at(hookpoint)
+    if width is None:
+        raise DictionaryError(f"the width of {hookpoint} cannot be told without weights, so it cannot be read as units")
+    return units(width, name=section.name or f"{UNITS}-{re.sub('[^A-Za-z0-9_.-]+', '-', hookpoint)}")
 
 
 def _refuse_too_wide(found: list[Target]) -> None:

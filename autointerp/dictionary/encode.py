@@ -29,6 +29,7 @@ NORMALISATIONS = ("none", "constant_norm_rescale", "layer_norm")
 LAYER_NORM_EPS = 1e-5  # added to the standard deviation, as SAELens does
 LEAST_NORM = 1e-8  # of a decoder row that a norm is divided by, as in SAELens
 TAU_QUANTILE = 0.995  # of a unit's values: where firing begins
+PROBE_TOKENS = 16_384  # positions, masked ones included, that the quantile is taken over; see `probe`
 QUANTILE_ELEMENTS = 2**23  # torch.quantile takes at most 2^24 elements at once
 
 WEIGHTS = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag", "W_skip")
@@ -418,17 +419,22 @@ def static_slots(hidden: Tensor, fires: Tensor, room: int, start: int) -> Slots:
 # -- what a dictionary is compared with --------------------------------------------------------------------------------
 
 
-def units(d: int, tau: Tensor, name: str = "units", hookpoint: str | None = None) -> Dictionary:
+def units(d: int, tau: Tensor | None = None, name: str = "units", hookpoint: str | None = None) -> Dictionary:
     """The hookpoint's own coordinates as a dictionary of 2 d features: feature i is +x_i, feature d + i is -x_i.
 
-    tau  float [2 d], see `tau_of`: a feature fires where its value exceeds max(tau, 0)
+    tau  float [2 d], see `tau_of`: a feature fires where its value exceeds max(tau, 0). None where it is yet to be
+         probed (`probe.completed`): what the probe will find follows from subject, corpus and the constants above, so
+         the identity holds those.
     Raises DictionaryError when tau has another shape or is not finite.
     """
-    if tuple(tau.shape) != (2 * d,) or not torch.isfinite(tau).all():
-        raise DictionaryError(
-            f"{name}: tau must be {2 * d} finite numbers, +x_i then -x_i of {d} units; got shape {list(tau.shape)}"
-        )
-    tau = tau.float().cpu()
+    identity = _fingerprint("units", d, "probed", TAU_QUANTILE, PROBE_TOKENS)
+    if tau is not None:
+        if tuple(tau.shape) != (2 * d,) or not torch.isfinite(tau).all():
+            raise DictionaryError(
+                f"{name}: tau must be {2 * d} finite numbers, +x_i then -x_i of {d} units; got shape {list(tau.shape)}"
+            )
+        tau = tau.float().cpu()
+        identity = _fingerprint("units", d, tau.tolist())
     return Dictionary(
         name=name,
         architecture="units",
@@ -439,7 +445,7 @@ def units(d: int, tau: Tensor, name: str = "units", hookpoint: str | None = None
         threshold=tau,
         apply_b_dec_to_input=False,
         hookpoint=hookpoint,
-        identity=_fingerprint("units", d, tau.tolist()),
+        identity=identity,
     )
 
 
