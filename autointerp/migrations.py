@@ -138,4 +138,14 @@ STEPS: tuple[tuple[str, str], ...] = (
         );
         """,
     ),
+    (
+        "m007_neighbour",
+        """
+        CREATE TABLE neighbour (
+            collection_id VARCHAR NOT NULL, feature INTEGER NOT NULL,
+            kind VARCHAR NOT NULL CHECK (kind IN ('firing', 'decoder')), rank INTEGER NOT NULL, other INTEGER NOT NULL,
+            similarity DOUBLE NOT NULL CHECK (similarity BETWEEN 0 AND 1.001)
+        );
+        """,
+    ),
 )

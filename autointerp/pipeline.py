@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from autointerp import check, collect, corpus, explain, prompts, score, simulate, targets
+from autointerp import check, collect, corpus, explain, prompts, relate, score, simulate, targets
 from autointerp import population as populations
 from autointerp.config import Settings
 from autointerp.corpus import Shard
@@ -108,6 +108,7 @@ class Pipeline:
     def simulate_all(self) -> None:
         """Stage 3 on both splits; the candidates are ranked between them."""
         for labelling in self.labellings:
+            labelling.relate()
             labelling.simulate("select")
             labelling.score("select")
             labelling.simulate("score")
@@ -122,6 +123,7 @@ class Pipeline:
         """Every stage that writes."""
         self.collect()
         for labelling in self.labellings:
+            labelling.relate()
             labelling.explain()
             for split in SPLITS_GRADED:
                 labelling.simulate(split)
@@ -168,6 +170,13 @@ class Labelling:
         self.asked = replace(self.asked, features=features)
         self.store.ask(self.asked)
         return self.asked
+
+    def relate(self) -> Tally:
+        """Which features are near the selected ones."""
+        features = self.grading.run.features or []
+        return self._log(relate.run(
+            self.store, self.target.keys.collection_id, self.target.dictionary, features, self.pipeline.bar
+        ))  # fmt: skip
 
     def explain(self) -> Tally:
         """Stage 2."""

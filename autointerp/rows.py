@@ -181,6 +181,19 @@ class Panel(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class Neighbour(Row):
+    """A feature that is near another one of the same dictionary."""
+
+    table: ClassVar[str] = "neighbour"
+    collection_id: Annotated[str, "collection that the firings were counted in"]
+    feature: Annotated[int, "index of the feature"]
+    kind: Annotated[Literal["firing", "decoder"], "firing: on the same tokens; decoder: rows alike"]
+    rank: Annotated[int, "0 is the nearest"]
+    other: Annotated[int, "index of the neighbour"]
+    similarity: Annotated[float, "cosine, of firing patterns or of decoder rows; above 0"]
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation(Row):
     """One candidate label, or why there is none."""
 
@@ -273,6 +286,6 @@ class Call(Row):
 
 
 TABLES: tuple[type[Row], ...] = (
-    Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel,
+    Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel, Neighbour,
     Explanation, Draw, Simulation, Score, Call,
 )  # fmt: skip

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from autointerp.errors import StoreBusy, StoreError
 from autointerp.migrations import STEPS
-from autointerp.rows import TABLES, Draw, Explanation, Fit, Passage, Row, Run, Score, Split
+from autointerp.rows import TABLES, Draw, Explanation, Fit, Neighbour, Passage, Row, Run, Score, Split
 
 # What a full or failing disk, or too little memory, makes DuckDB raise; anything else is a bug of ours.
 _DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
@@ -387,6 +387,19 @@ class Store:
             "SELECT histogram FROM feature WHERE collection_id = ? AND feature = ?", [collection_id, feature]
         )
         return list(found[0]) if found else []
+
+    def related(self, collection_id: str) -> set[int]:
+        """The features whose neighbours are known."""
+        rows = self.db.execute("SELECT DISTINCT feature FROM neighbour WHERE collection_id = ?", [collection_id])
+        return {feature for (feature,) in rows.fetchall()}
+
+    def neighbours(self, collection_id: str, feature: int) -> list[Neighbour]:
+        """The features near one, nearest first: by firing, then by decoder."""
+        found = self._rows(
+            "SELECT * FROM neighbour WHERE collection_id = ? AND feature = ? ORDER BY kind DESC, rank",
+            [collection_id, feature],
+        )
+        return [Neighbour(**row) for row in found]
 
     def tokens(self, collection_id: str) -> tuple[dict[int, bytes], dict[int, int]]:
         """Per token id: the bytes it stands for, and its usable occurrences in explain."""
