@@ -105,9 +105,9 @@ class Sample:
 def check(settings: Settings, target: Target, subject: Subject, sample: Sample | None = None) -> Finding:
     """Try the dictionary as configured, and every hypothesis. Raises SubjectError where a hookpoint cannot be read."""
     dictionary, place = target.dictionary, target.keys.hookpoint
-    if dictionary.architecture == "units" or dictionary.random:
-        kind = "plain units" if dictionary.architecture == "units" else "random directions"
-        return Finding(dictionary.name, None, (), 0, 0, (), (f"{kind}: nothing was trained, nothing is checked",))
+    null = _null(settings, dictionary)
+    if null is not None:
+        return Finding(dictionary.name, None, (), 0, 0, (), (null,))
     if dictionary.full_width:
         note = "only some features are encoded: a part of a dictionary does not reconstruct, and is not checked"
         return Finding(dictionary.name, None, (), 0, 0, (), (note,))
@@ -136,6 +136,18 @@ def check(settings: Settings, target: Target, subject: Subject, sample: Sample |
         dictionary.name, configured, tuple(rivals), int(usable.sum()), n_masked, tuple(reasons),
         tuple(_notes(dictionary, n_masked)),
     )  # fmt: skip
+
+
+def _null(settings: Settings, dictionary: Dictionary) -> str | None:
+    """What there is to compare a dictionary with, and is not checked; None for a dictionary that is."""
+    if dictionary.architecture == "units":
+        return "plain units: nothing was trained, nothing is checked"
+    if dictionary.random:
+        return "a null, random directions: nothing was trained, nothing is checked"
+    kinds = ["a decoder that stayed random"] if dictionary.frozen_decoder else []
+    if settings.subject.random:
+        kinds.append(f"a subject of random weights (seed {settings.run.seed})")
+    return f"a null, {' and '.join(kinds)}: not checked" if kinds else None
 
 
 def _goal(dictionary: Dictionary, place: str, subject: Subject) -> str | None:

@@ -245,7 +245,7 @@ def load_replicas(settings: Settings, targets: Sequence[Target]) -> list[Replica
     """The subject and the dictionaries on every device that the settings name."""
     replicas = []
     for device in pick_devices(settings.subject.device):
-        subject = Subject.load(settings.subject, device)
+        subject = Subject.load(settings.subject, device, settings.run.seed)
         subject.check_context(settings.collect.context_tokens)
         dtype = DTYPES[settings.subject.dtype]
         dictionaries = [t.dictionary.for_encoding().to(device, t.dictionary.encoding_dtype(dtype)) for t in targets]

@@ -35,7 +35,7 @@ class Target:
 
 def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
     """The targets of a configuration. Raises a UserError for the first that does not fit the subject or another."""
-    dictionaries = [_load(section, settings.run.seed) for section in settings.dictionary]
+    dictionaries = [_load(section, settings) for section in settings.dictionary]
     names = [dictionary.name for dictionary in dictionaries]
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated:
@@ -55,9 +55,16 @@ def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
     return tuple(found)
 
 
-def _load(section: DictionarySection, seed: int) -> Dictionary:
+def _load(section: DictionarySection, settings: Settings) -> Dictionary:
     dictionary = load_dictionary(section.source, section.name)
-    return randomised(dictionary, seed) if section.random else dictionary
+    seed = dictionary.subject_seed
+    if seed is not None and seed != settings.subject_seed:
+        drawn = f"random weights of seed {settings.run.seed}" if settings.subject.random else "its trained weights"
+        raise DictionaryError(
+            f"{dictionary.name} was trained on a subject of random weights of seed {seed}, and this one has {drawn}: "
+            f"set subject.random = true and run.seed = {seed}"
+        )
+    return randomised(dictionary, settings.run.seed) if section.random else dictionary
 
 
 def _refuse_too_wide(found: list[Target]) -> None:
