@@ -22,7 +22,7 @@ from torch import Tensor
 from autointerp import hooks
 from autointerp.config import Settings
 from autointerp.dictionary import Dictionary
-from autointerp.dictionary.encode import COMPETING, NORMALISATIONS
+from autointerp.dictionary.encode import COMPETING, LEAST_NORM, NORMALISATIONS
 from autointerp.errors import DictionaryError, SubjectError
 from autointerp.rows import Fit
 from autointerp.sample import Sample
@@ -89,9 +89,9 @@ class Finding:
 def check(settings: Settings, target: Target, subject: Subject, sample: Sample | None = None) -> Finding:
     """Try the dictionary as configured, and every hypothesis. Raises SubjectError where a hookpoint cannot be read."""
     dictionary, place = target.dictionary, target.keys.hookpoint
-    if dictionary.architecture == "units" or dictionary.random:
-        kind = "plain units" if dictionary.architecture == "units" else "random directions"
-        return Finding(dictionary.name, None, (), 0, 0, (), (f"{kind}: nothing was trained, nothing is checked",))
+    null = _null(settings, dictionary)
+    if null is not None:
+        return Finding(dictionary.name, None, (), 0, 0, (), (null,))
     if dictionary.full_width:
         note = "only some features are encoded: a part of a dictionary does not reconstruct, and is not checked"
         return Finding(dictionary.name, None, (), 0, 0, (), (note,))
@@ -120,6 +120,18 @@ def check(settings: Settings, target: Target, subject: Subject, sample: Sample |
         dictionary.name, configured, tuple(rivals), int(usable.sum()), n_masked, tuple(reasons),
         tuple(_notes(dictionary, n_masked)),
     )  # fmt: skip
+
+
+def _null(settings: Settings, dictionary: Dictionary) -> str | None:
+    """What there is to compare a dictionary with, and is not checked; None for a dictionary that is."""
+    if dictionary.architecture == "units":
+        return "plain units: nothing was trained, nothing is checked"
+    if dictionary.random:
+        return "a null, random directions: nothing was trained, nothing is checked"
+    kinds = ["a decoder that stayed random"] if dictionary.frozen_decoder else []
+    if settings.subject.random:
+        kinds.append(f"a subject of random weights (seed {settings.run.seed})")
+    return f"a null, {' and '.join(kinds)}: not checked" if kinds else None
 
 
 def _goal(dictionary: Dictionary, place: str, subject: Subject) -> str | None:
@@ -162,38 +174,64 @@ def hypotheses(dictionary: Dictionary, x: Tensor) -> Iterator[tuple[str, Diction
     if dictionary.input_scale != 1.0:
         yield "without its input scale", dictionary.fold_input_scale(1 / dictionary.input_scale)
     yield from _thresholds(dictionary, x)
-    yield from _decoder_norms(dictionary)
+    yield from _decoder_norms(dictionary, x)
 
 
 def _thresholds(dictionary: Dictionary, x: Tensor) -> Iterator[tuple[str, Dictionary]]:
-    """A threshold that was lost: a standard dictionary in which only the strongest fire."""
-    if dictionary.architecture != "standard":
+    """A threshold that was lost: only the strongest fire, as many as are declared or usual."""
+    if dictionary.architecture not in {"standard", "jumprelu", "gated"}:
         return
     hidden = dictionary.pre_activations(x)
+    if dictionary.architecture == "gated":  # its threshold is the gate's bias
+        hidden = hidden + dictionary.b_enc
+    fires = len(dictionary.encode(x).value) / len(x)
     for l0 in dict.fromkeys([dictionary.declared_l0 or 32.0, 32.0, 64.0, 128.0]):
-        if l0 < dictionary.width:
-            n = min(int(l0 * len(x)), hidden.numel())
-            threshold = float(hidden.flatten().kthvalue(hidden.numel() - n + 1).values)
-            if threshold > 0:
-                everywhere = torch.full_like(dictionary.b_enc, threshold)
-                variant = replace(dictionary, architecture="jumprelu", threshold=everywhere)
-                yield f"a threshold at L0 {l0:.0f} (threshold dropped?)", variant
+        if l0 < fires:
+            n = int(l0 * len(x))
+            limit = float(hidden.flatten().kthvalue(hidden.numel() - n + 1).values)
+            if limit > 0:
+                yield f"a threshold at L0 {l0:.0f} (threshold dropped?)", _with_threshold(dictionary, limit)
 
 
-def _decoder_norms(dictionary: Dictionary) -> Iterator[tuple[str, Dictionary]]:
+def _with_threshold(dictionary: Dictionary, limit: float) -> Dictionary:
+    if dictionary.architecture == "gated":
+        return replace(dictionary, b_enc=dictionary.b_enc - limit)
+    least = torch.full_like(dictionary.b_enc, limit)
+    threshold = least if dictionary.threshold is None else dictionary.threshold.maximum(least)
+    return replace(dictionary, architecture="jumprelu", threshold=threshold)
+
+
+def _decoder_norms(dictionary: Dictionary, x: Tensor) -> Iterator[tuple[str, Dictionary]]:
     """Decoder norms folded on one side alone."""
-    norm = torch.linalg.vector_norm(dictionary.W_dec, dim=1).clamp_min(1e-8)
+    norm = torch.linalg.vector_norm(dictionary.W_dec, dim=1).clamp_min(LEAST_NORM)
     if float(norm.max() / norm.min()) > 1.05:
         yield "decoder rows of norm 1 (norms half folded?)", replace(dictionary, W_dec=dictionary.W_dec / norm[:, None])
-    # A feature's encoder reads about 1 from its own decoder row; where only one side took the norm, it does not.
+    # A feature's encoder reads about the same from its own decoder row as others do from theirs; where only one side
+    # took the norm, it does not.
     if dictionary.transcoder:
         return
     own = (dictionary.W_enc * dictionary.W_dec.T).sum(dim=0)
+    if dictionary.r_mag is not None:
+        own = own * dictionary.r_mag.exp()
     middle = own.median()
     if float(middle) > 0:
         factor = (middle / own.clamp_min(float(middle) * 0.05)).clamp(0.05, 20.0)
-        rescaled = replace(dictionary, W_dec=dictionary.W_dec * (factor / middle.clamp(0.2, 5.0))[:, None])
-        yield "decoder rows scaled to agree with the encoder (norms half folded?)", rescaled
+        rescaled = _scaled_to_fit(replace(dictionary, W_dec=dictionary.W_dec * factor[:, None]), x)
+        # Activations that an L1 penalty made too small fit better with a larger decoder too: that is no mistake.
+        if _left(rescaled, x) <= MUCH_BETTER * _left(_scaled_to_fit(dictionary, x), x):
+            yield "decoder rows scaled to agree with the encoder (norms half folded?)", rescaled
+
+
+def _scaled_to_fit(dictionary: Dictionary, x: Tensor) -> Dictionary:
+    """The dictionary with one factor on all of its decoder, chosen so that it fits x [position, d_in] best."""
+    offset, _ = replace(dictionary, W_dec=torch.zeros_like(dictionary.W_dec)).reconstruct(x)
+    written = dictionary.reconstruct(x)[0] - offset
+    factor = float(((x - offset) * written).sum() / written.pow(2).sum().clamp_min(LEAST_NORM))
+    return replace(dictionary, W_dec=dictionary.W_dec * factor)
+
+
+def _left(dictionary: Dictionary, x: Tensor) -> float:
+    return float((x - dictionary.reconstruct(x)[0]).pow(2).sum())
 
 
 def _sites(place: str, dictionary: Dictionary, subject: Subject) -> dict[str, str]:
@@ -246,6 +284,8 @@ def _reasons(
         ratio = configured.l0 / declared
         if not 1 / L0_FACTOR <= ratio <= L0_FACTOR:
             reasons.append(f"{configured.l0:.1f} features fire per token where its files declare {declared:.1f}")
+    if reasons and not dictionary.transcoder and not dictionary.b_dec.any():  # no trial can guess what it was
+        reasons.append("its b_dec is zero everywhere (lost?)")
     return reasons
 
 

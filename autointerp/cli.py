@@ -18,7 +18,7 @@ from rich.console import Console
 from autointerp import __version__
 from autointerp import config as configuration
 from autointerp.config import Settings
-from autointerp.errors import ConfigError, UserError
+from autointerp.errors import ConfigError, UserError, nearest
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -171,7 +171,7 @@ def check(
 
     settings = _settings(config, overrides)
     prepared = prepare(settings)
-    subject = Subject.load(settings.subject)
+    subject = Subject.load(settings.subject, seed=settings.run.seed)
     sample = Sample(settings, subject)
     findings = [checks.check(settings, target, subject, sample) for target in prepared.targets]
     if json_:
@@ -462,6 +462,10 @@ def train(
     tokens: Annotated[int, typer.Option(min=1, help="activations the trainer sees, repeats included")] = 4_000_000,
     buffer: Annotated[int, typer.Option(min=4096, help="activations held in memory and shuffled")] = 2_400_000,
     lr: Annotated[float, typer.Option(min=0, help="learning rate")] = 8e-4,
+    null: Annotated[
+        str | None,
+        typer.Option(help="frozen-decoder, or random-subject: same as --set subject.random=true", show_default=False),
+    ] = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
@@ -469,14 +473,23 @@ def train(
 
     Reports FVU, L0 and dead share on documents that it never trained on.
 
+    A null is what a dictionary is compared with: one whose decoder rows stay random, or one of a subject whose weights
+    were drawn anew. The second has features on that subject alone, so it is labelled with the same setting and seed.
+
         autointerp train -o my-sae --architecture topk --width 4096 --k 32 --set corpus.tokens=0
+        autointerp train -o my-null --null frozen-decoder
+        autointerp train -o my-null --null random-subject
+        autointerp run --set dictionary.source=my-null --set subject.random=true
     """
     from rich.progress import Progress
 
-    from autointerp.dictionary.train import Recipe, check, train_dictionary
+    from autointerp.dictionary.train import NULLS, Recipe, check, train_dictionary
 
-    settings = _settings(config, overrides)
-    recipe = Recipe(architecture, width, k, l1, tokens, buffer, lr=lr, seed=settings.run.seed)
+    if null is not None and null not in NULLS:
+        raise ConfigError(f"--null {null!r}: expected {' or '.join(NULLS)}{nearest(null, NULLS)}")
+    settings = _settings(config, [*(overrides or []), *(["subject.random=true"] if null == "random-subject" else [])])
+    frozen = null == "frozen-decoder"
+    recipe = Recipe(architecture, width, k, l1, tokens, buffer, lr=lr, seed=settings.run.seed, frozen_decoder=frozen)
     check(recipe, output)
     with Progress(console=Console(stderr=True)) as progress:
         fitness = train_dictionary(settings, recipe, output, progress)

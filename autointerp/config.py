@@ -62,6 +62,9 @@ class SubjectSection(Section):
     max_norm_ratio: float = Field(
         10.0, gt=1, description="mask positions whose activation norm exceeds this multiple of the context's median"
     )
+    random: bool = Field(
+        False, description="a null: every weight drawn anew with its tensor's mean and variance, by run.seed"
+    )
 
 
 class DictionarySection(Section):
@@ -207,6 +210,11 @@ class Settings(Section):
                 raise ValueError("at least one [[dictionary]] is needed")
             return value
         return (value,)
+
+    @property
+    def subject_seed(self) -> int | None:
+        """The seed of a subject of random weights; None for the trained one."""
+        return self.run.seed if self.subject.random else None
 
     @property
     def folder(self) -> Path:

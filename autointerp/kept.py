@@ -46,14 +46,16 @@ HEADER = (
 def header(settings: Settings, target: Target, shard: Shard | None = None) -> Header:
     """What a pass with these settings collects for one dictionary."""
     dictionary, whole = target.dictionary, target.keys.collection_id
-    decide = {
-        "corpus": True, "collect": True, "run": {"seed"},
-        "subject": {"model", "hookpoint", "dtype", "quantization", "prepend_bos", "max_norm_ratio"},
-    }  # fmt: skip
+    subject = settings.subject.model
+    decisive = {"model", "hookpoint", "dtype", "quantization", "prepend_bos", "max_norm_ratio"}
+    if settings.subject.random:
+        subject += f" with random weights (seed {settings.run.seed})"
+        decisive.add("random")
+    decide = {"corpus": True, "collect": True, "run": {"seed"}, "subject": decisive}
     shards = None if shard is None or shard.of == 1 else [str(shard)]
     return {
         "collection_id": whole if shards is None else shard_collection_id(whole, shards),
-        "subject": settings.subject.model, "hookpoint": target.keys.hookpoint, "dictionary": dictionary.name,
+        "subject": subject, "hookpoint": target.keys.hookpoint, "dictionary": dictionary.name,
         "architecture": dictionary.architecture, "width": dictionary.width, "corpus": settings.corpus.source,
         "settings": settings.model_dump_json(include=decide),  # type: ignore[arg-type]
         "context_tokens": settings.collect.context_tokens, "passage_tokens": settings.collect.passage_tokens,

@@ -65,6 +65,8 @@ def keys(settings: Settings, sketch: Subject, section: DictionarySection, dictio
     }
     if settings.subject.quantization != "none":  # what is not asked for leaves ids as they were before it could be
         collected["quantization"] = settings.subject.quantization
+    if settings.subject.random:  # by run.seed, which is there already
+        collected["random_subject"] = True
     if dictionary.wanted is not None:
         collected["features"] = dictionary.wanted.tolist()
     collection_id = fingerprint(collected)

@@ -24,6 +24,7 @@ from torch import Tensor
 from autointerp import hooks
 from autointerp.config import SubjectSection
 from autointerp.errors import MissingExtra, SubjectError
+from autointerp.redraw import redraw
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -207,10 +208,16 @@ class Subject:
     _masks: dict[int, Tensor] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(cls, cfg: SubjectSection, device: torch.device | None = None) -> "Subject":
-        """Load the model named in the settings, on `device` or the first of the settings'. Raises SubjectError."""
+    def load(cls, cfg: SubjectSection, device: torch.device | None = None, seed: int | None = None) -> "Subject":
+        """Load the model named in the settings, on `device` or the first of the settings'. Raises SubjectError.
+
+        seed  run.seed, which a subject of random weights (`subject.random`) is drawn from and cannot do without
+        """
         device = device or pick_device(cfg.device)
         model, tokenizer = load_causal_lm(cfg.model, cfg.dtype, device, cfg.quantization)
+        if cfg.random:
+            assert seed is not None, "a random subject needs run.seed"
+            redraw(model, seed)
         if cfg.prepend_bos and tokenizer.bos_token_id is None:
             raise SubjectError(f"subject.prepend_bos is set, but the tokenizer of {cfg.model!r} has no BOS token")
         return cls(model, tokenizer, cfg.model, device, cfg.prepend_bos, cfg.max_norm_ratio)
@@ -236,6 +243,10 @@ class Subject:
         from transformers import AutoConfig, AutoModelForCausalLM
 
         pick_device(cfg.device)
+        if cfg.random and cfg.quantization != "none":
+            raise SubjectError(
+                f"subject.random draws plain weights anew: set subject.quantization = none, not {cfg.quantization}"
+            )
         check_quantization(cfg.quantization)
         try:
             with quiet_transformers(), torch.device("meta"):

@@ -247,7 +247,7 @@ def load_replicas(settings: Settings, targets: Sequence[Target]) -> list[Replica
     replicas: list[Replica] = []
     found = [target.dictionary for target in targets]
     for device in pick_devices(settings.subject.device):
-        subject = Subject.load(settings.subject, device)
+        subject = Subject.load(settings.subject, device, settings.run.seed)
         subject.check_context(settings.collect.context_tokens)
         if not replicas:
             found = [completed(settings, subject, t.dictionary, t.keys.hookpoint) for t in targets]

@@ -64,6 +64,7 @@ def _load(section: DictionarySection, settings: Settings, sketch: Subject) -> Di
         dictionary = _units(section, settings, sketch)
     else:
         dictionary = load_dictionary(section.source, section.name)
+        _refuse_other_subject(dictionary, settings)
     return randomised(dictionary, settings.run.seed) if section.random else dictionary
 
 
@@ -75,6 +76,16 @@ def _units(section: DictionarySection, settings: Settings, sketch: Subject) -> D
     if width is None:
         raise DictionaryError(f"the width of {hookpoint} cannot be told without weights, so it cannot be read as units")
     return units(width, name=section.name or f"{UNITS}-{re.sub('[^A-Za-z0-9_.-]+', '-', hookpoint)}")
+
+
+def _refuse_other_subject(dictionary: Dictionary, settings: Settings) -> None:
+    seed = dictionary.subject_seed
+    if seed is not None and seed != settings.subject_seed:
+        drawn = f"random weights of seed {settings.run.seed}" if settings.subject.random else "its trained weights"
+        raise DictionaryError(
+            f"{dictionary.name} was trained on a subject of random weights of seed {seed}, and this one has {drawn}: "
+            f"set subject.random = true and run.seed = {seed}"
+        )
 
 
 def _refuse_too_wide(found: list[Target]) -> None:

@@ -82,6 +82,8 @@ class Dictionary:
     transcoder: bool = False  # predicts the activation of `hookpoint_out`
     decoder_norm_folded: bool = False  # activations were multiplied by the norm of their decoder row
     random: bool = False  # directions were replaced by random ones
+    frozen_decoder: bool = False  # a null: decoder rows are what they were drawn as, all else was trained
+    subject_seed: int | None = None  # a null: trained on the subject with weights drawn anew from this seed
     trained_as: str | None = None  # its architecture in training, where that is another
     hookpoint: str | None = None  # where its own files say it was trained, in their words; '.input' is a module's input
     hookpoint_out: str | None = None  # what a transcoder predicts, likewise
@@ -471,8 +473,8 @@ def randomised(dictionary: Dictionary, seed: int) -> Dictionary:
     if dictionary.rescale_by_decoder_norm:  # the norms are part of the rule; rows of norm 1 cannot carry them
         dictionary = dictionary.fold_decoder_norm()
     generator = torch.Generator().manual_seed(int(_fingerprint(seed, "random", dictionary.identity)[:15], 16))
-    W_dec = _directions(dictionary.width, dictionary.W_dec.shape[1], generator)  # noqa: N806
-    read = _directions(dictionary.width, dictionary.d_in, generator) if dictionary.transcoder else W_dec
+    W_dec = directions(dictionary.width, dictionary.W_dec.shape[1], generator)  # noqa: N806
+    read = directions(dictionary.width, dictionary.d_in, generator) if dictionary.transcoder else W_dec
     norms = torch.linalg.vector_norm(dictionary.W_enc, dim=0)
     return replace(
         dictionary, name=f"{dictionary.name}-random", W_enc=(read.T * norms).contiguous(), W_dec=W_dec, random=True,
@@ -480,7 +482,8 @@ def randomised(dictionary: Dictionary, seed: int) -> Dictionary:
     )  # fmt: skip
 
 
-def _directions(n: int, d: int, generator: torch.Generator) -> Tensor:
+def directions(n: int, d: int, generator: torch.Generator) -> Tensor:
+    """Random directions, uniform on the sphere: float32 [n, d], rows of norm 1."""
     return torch.nn.functional.normalize(torch.randn(n, d, generator=generator), dim=1)
 
 

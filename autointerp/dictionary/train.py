@@ -17,9 +17,9 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from autointerp.config import Settings
+from autointerp.config import Settings, fingerprint
 from autointerp.corpus import Context, contexts, split_of
-from autointerp.dictionary.encode import Dictionary
+from autointerp.dictionary.encode import Dictionary, directions
 from autointerp.dictionary.formats import CONFIG_FILE, WEIGHTS_FILE, load
 from autointerp.errors import CorpusError, DictionaryError, MissingExtra
 from autointerp.subject import Subject, pad
@@ -27,6 +27,7 @@ from autointerp.subject import Subject, pad
 HELD_OUT_SALT = "train"  # documents that fall into the first part (explain's 40 %) of this split ...
 HELD_OUT_SHARE = 4  # ... and every fourth of those by key: a tenth of the documents is never trained on
 HELD_OUT_TOKENS = 131_072
+NULLS = ("frozen-decoder", "random-subject")  # what `autointerp train --null` makes
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Recipe:
     batch: int = 2048
     lr: float = 8e-4
     seed: int = 0
+    frozen_decoder: bool = False  # a null: decoder rows stay the random directions that they were drawn as
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def train_dictionary(settings: Settings, recipe: Recipe, folder: Path, progress:
     is not empty, CorpusError when the corpus is too small to hold documents out.
     """
     check(recipe, folder)
-    subject = Subject.load(settings.subject)
+    subject = Subject.load(settings.subject, seed=settings.run.seed)
     subject.check_context(settings.collect.context_tokens)
     hookpoint = subject.hookpoint(settings.dictionary[0].hookpoint or settings.subject.hookpoint)
     read = list(_all_contexts(settings, subject))
@@ -200,6 +202,8 @@ def _fit(recipe: Recipe, stream: ActivationStream, subject: Subject) -> Any:
             StandardTrainingSAEConfig(**shape, l1_coefficient=recipe.l1, l1_warm_up_steps=max(steps // 10, 1))
         )
     sae.b_dec.data.copy_(stream.buffer[:262_144].float().mean(dim=0) * stream.scale)
+    if recipe.frozen_decoder:
+        _freeze(sae, recipe.seed)
     cfg = SAETrainerConfig(
         total_training_samples=steps * recipe.batch,
         train_batch_size_samples=recipe.batch,
@@ -215,15 +219,35 @@ def _fit(recipe: Recipe, stream: ActivationStream, subject: Subject) -> Any:
 
 
 @torch.no_grad()
+def _freeze(sae: Any, seed: int) -> None:
+    """Give the decoder random unit rows that the optimiser leaves alone; the encoder begins as their transpose.
+
+    Frozen Decoder SAEs (Korznikov et al. 2026, arXiv 2602.14111), whose labels score nearly as well as trained ones.
+    Rows are rounded to what `_save` writes before anything is trained on them, so that it writes them as they are; of
+    norm 1 but for that rounding, they are neither rescaled in training nor folded after it.
+    """
+    generator = torch.Generator().manual_seed(int(fingerprint([seed, "frozen decoder"])[:15], 16))
+    width, d = sae.W_dec.shape
+    rows = directions(width, d, generator).half().float().to(sae.W_dec.device)
+    sae.W_dec.data.copy_(rows)
+    sae.W_dec.requires_grad_(False)
+    sae.W_enc.data.copy_(rows.T * sae.cfg.decoder_init_norm)  # as long as SAELens would have them
+    if hasattr(sae.cfg, "rescale_acts_by_decoder_norm"):
+        sae.cfg.rescale_acts_by_decoder_norm = False
+
+
+@torch.no_grad()
 def _save(
     sae: Any, scale: float, folder: Path, settings: Settings, subject: Subject, hookpoint: str, recipe: Recipe
 ) -> None:
-    """Write a SAELens inference folder whose weights read *raw* activations and have unit decoder rows.
+    """Write a SAELens inference folder whose weights read *raw* activations and have unit decoder rows. What makes it a
+    null (a frozen decoder, a subject of random weights) goes into its metadata, where our loader finds it.
 
     The trainer saw scale * x. With unit rows, (s x - b) W + c = s ((x - b/s) W + c/s): dividing both biases by s gives
     the same features on x, with activations divided by s, and the same reconstruction. Exact for topk and ReLU alike.
     """
-    sae.fold_W_dec_norm()
+    if not recipe.frozen_decoder:
+        sae.fold_W_dec_norm()
     sae.b_enc.data /= scale
     sae.b_dec.data /= scale
     sae.cfg.dtype = "float16"
@@ -238,6 +262,8 @@ def _save(
         "hook_name": hookpoint,
         "context_size": settings.collect.context_tokens,
         "prepend_bos": subject.prepend_bos,
+        **({"frozen_decoder": True} if recipe.frozen_decoder else {}),
+        **({"subject_seed": settings.subject_seed} if settings.subject.random else {}),
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     assert (folder / WEIGHTS_FILE).is_file()

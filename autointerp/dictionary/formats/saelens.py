@@ -84,6 +84,8 @@ def read(folder: Path, name: str | None) -> Dictionary:
         normalise="none" if scale else normalise,
         centre=centre,
         transcoder=transcoder,
+        frozen_decoder=metadata.get("frozen_decoder") is True,
+        subject_seed=_seed(metadata.get("subject_seed")),
         trained_as=trained_as,
         hookpoint=hookpoint,
         hookpoint_out=_says(config, metadata, "hook_name_out"),
@@ -203,6 +205,10 @@ def _is_centred(config: dict[str, Any], metadata: dict[str, Any], path: Path, ho
 
 def _says(config: dict[str, Any], metadata: dict[str, Any], *keys: str) -> str | None:
     return next((found for key in keys for found in (text(metadata.get(key)), text(config.get(key))) if found), None)
+
+
+def _seed(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _whole(value: object) -> int | None:
