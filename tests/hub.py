@@ -33,10 +33,10 @@ class Hub:
         hub = self
 
         class Handler(_Handler):
-            def do_HEAD(self) -> None:  # noqa: N802
+            def do_HEAD(self) -> None:
                 self.answer(hub, body=False)
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 self.answer(hub, body=True)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -53,7 +53,9 @@ class Hub:
         self.repos[repo] = self.repos.get(repo, {}) | files
 
     def add_folder(self, repo: str, folder: Path, under: str = "") -> None:
-        self.add(repo, {under + f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()})
+        self.add(
+            repo, {under + f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        )
 
     def commit(self, repo: str) -> str:
         digest = hashlib.sha1()
@@ -76,7 +78,9 @@ class Hub:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("NO_PROXY", "127.0.0.1,localhost")
             patch.setattr(constants, "ENDPOINT", self.url)
-            patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}")
+            patch.setattr(
+                constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}"
+            )
             patch.setattr(constants, "HF_HUB_CACHE", str(cache))
             patch.setattr(constants, "HF_HUB_OFFLINE", offline)
             yield
@@ -96,7 +100,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path))
         if path.startswith("/large/"):
-            content = next(c for files in hub.repos.values() for c in files.values() if _sha256(c) == path.removeprefix("/large/"))
+            content = next(
+                c for files in hub.repos.values() for c in files.values() if _sha256(c) == path.removeprefix("/large/")
+            )
             name = next(n for files in hub.repos.values() for n, c in files.items() if c is content)
             return self.send(200, content, {}, body, short=name in hub.short)
         if path.startswith("/api/"):
@@ -117,6 +123,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def api(self, hub: Hub, path: str, body: bool) -> None:
         """models/<repo>[/revision/<rev>] and models/<repo>/tree/<rev>[/<folder>], and the same of datasets."""
+        if path.partition("/")[0] not in {"models", "datasets"}:
+            return self.refuse("NotHere", {}, body)
         kind, owner, name, *rest = path.split("/")
         repo = f"{'datasets/' if kind == 'datasets' else ''}{owner}/{name}"
         what, revision, *folder = (*rest, "", "main")[:2] if len(rest) < 2 else rest
@@ -240,7 +248,12 @@ LLAMA_FACTOR = 5.91907514450867  # of llama_scope_lxr_8x/l15r_8x, in SAELens' re
 
 def add_llama_scope(hub: Hub, factor: float = LLAMA_FACTOR) -> None:
     w = weights()
-    tensors = {"encoder.weight": w["W_enc"].T, "encoder.bias": w["b_enc"], "decoder.weight": w["W_dec"].T, "decoder.bias": w["b_dec"]}
+    tensors = {
+        "encoder.weight": w["W_enc"].T,
+        "encoder.bias": w["b_enc"],
+        "decoder.weight": w["W_dec"].T,
+        "decoder.bias": w["b_dec"],
+    }
     norm = D**0.5 / factor
     config = {
         "d_model": D, "d_sae": WIDTH, "use_decoder_bias": True, "use_glu_encoder": False, "act_fn": "jumprelu",
@@ -258,13 +271,20 @@ def add_llama_scope(hub: Hub, factor: float = LLAMA_FACTOR) -> None:
 
 def add_sparsify(hub: Hub) -> None:
     w = weights()
-    tensors = {"encoder.weight": w["W_enc"].T.contiguous(), "encoder.bias": w["b_enc"], "W_dec": w["W_dec"], "b_dec": w["b_dec"]}
+    tensors = {
+        "encoder.weight": w["W_enc"].T.contiguous(),
+        "encoder.bias": w["b_enc"],
+        "W_dec": w["W_dec"],
+        "b_dec": w["b_dec"],
+    }
     files = {"config.json": as_json({
         "sae": {"expansion_factor": 32, "normalize_decoder": True, "num_latents": WIDTH, "k": 8}, "batch_size": 8,
         "model": "EleutherAI/pythia-160m", "dataset": "EleutherAI/the_pile_deduplicated", "ctx_len": 2049, "split": "train",
     })}  # fmt: skip
     for module in ("layers.6", "layers.6.mlp"):
-        files[f"{module}/cfg.json"] = as_json({"expansion_factor": 32, "normalize_decoder": True, "num_latents": WIDTH, "k": 8, "d_in": D})
+        files[f"{module}/cfg.json"] = as_json(
+            {"expansion_factor": 32, "normalize_decoder": True, "num_latents": WIDTH, "k": 8, "d_in": D}
+        )
         files[f"{module}/sae.safetensors"] = safetensors_bytes(tensors)
     hub.add("EleutherAI/sae-pythia-160m-32k", files)
 
@@ -272,3 +292,26 @@ def add_sparsify(hub: Hub) -> None:
 def add_everything(hub: Hub) -> None:
     for add in (add_gpt2_res_jb, add_gemma_scope, add_gemma_scope_2, add_llama_scope, add_sparsify):
         add(hub)
+
+
+# What the presets' subjects are on the hub: their family, and a number of layers that has their hookpoint.
+SUBJECTS = {
+    "openai-community/gpt2": ("gpt2", {"n_layer": 7}),
+    "google/gemma-2-2b": ("gemma2", {"num_hidden_layers": 13}),
+    "google/gemma-3-1b-pt": ("gemma3_text", {"num_hidden_layers": 14}),
+    "meta-llama/Llama-3.1-8B": ("llama", {"num_hidden_layers": 16}),
+    "EleutherAI/pythia-160m": ("gpt_neox", {"num_hidden_layers": 7}),
+}
+DATASETS = ("HuggingFaceFW/fineweb", "NeelNanda/pile-10k")
+
+
+def add_subjects(hub: Hub, folder: Path, tokenizer: Path) -> None:
+    """Random models of each family, with their weights and one tokenizer, under the names of the presets' subjects."""
+    from . import families
+
+    for repo, (family, layers) in SUBJECTS.items():
+        hub.add_folder(repo, families.save(family, folder / repo, vocabulary=400, d=D, positions=512, **layers))
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            hub.add(repo, {name: (tokenizer / name).read_bytes()})
+    for name in DATASETS:
+        hub.add(f"datasets/{name}", {"README.md": name.encode()})

@@ -1,108 +1,27 @@
-"""Dictionaries by hub name: downloaded through huggingface_hub at one commit, then read by our own `formats`.
+"""Dictionaries from the hub: downloaded through huggingface_hub at one commit, then read by our own `formats`.
 
-    gpt2-small-res-jb/blocks.6.hook_resid_pre                       release/id of SAELens' registry (extra `saelens`)
-    gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical    the id may hold slashes, the release never does
-    hf:EleutherAI/sae-pythia-160m-32k:layers.6                      a folder of a repository of the hub
-    hf:owner/name@1a2b3c4:path, release/id@1a2b3c4                  at a commit, branch or tag; without one, main
-
-The registry says what the files do not: where they lie, what made them, the factor of their training, how the subject
-was loaded. sae_lens itself is not imported for it. Only the files of one dictionary are downloaded, into
-huggingface_hub's cache; HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE mean what they mean everywhere.
+Only the files of one dictionary are downloaded, into huggingface_hub's cache; HF_ENDPOINT, HF_HOME, HF_TOKEN and
+HF_HUB_OFFLINE mean what they mean everywhere. What names there are: `registry`.
 """
 
 import hashlib
-import importlib.util
 import json
-import re
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from autointerp.dictionary.encode import Dictionary
-from autointerp.dictionary.formats import (
-    dictionary_learning,
-    gemma_scope,
-    gemma_scope_2,
-    llama_scope,
-    saelens,
-    sparsify,
-)
-from autointerp.errors import DictionaryError, MissingExtra, nearest
+from autointerp.dictionary.formats import saelens
+from autointerp.dictionary.registry import LAYOUTS, PREFIX, SAELENS, TELLING, Layout, Source, better_known_as, parse
+from autointerp.errors import DictionaryError, nearest
 
-PREFIX, EXTRA = "hf:", "saelens"
-REGISTRY_FILE = "pretrained_saes.yaml"
-NAMED = re.compile(r"(?P<release>[\w.\-]+)/(?P<id>[^@:\\]+)(?:@(?P<revision>[^@:]+))?")
-REPOSITORY = re.compile(r"(?P<repo>[\w.\-]+/[\w.\-]+)(?:@(?P<revision>[^@:]+))?(?::(?P<path>.*))?")
-CROSS_LAYER = re.compile(r"(^|/)(clt|crosscoder)", re.IGNORECASE)
-SCALE_TOLERANCE = 0.01  # between the factor that the registry states and the one that the files do
-TELLING = 6  # names that an error lists
+log = logging.getLogger(__name__)
+
 TIMEOUT_S = 20
-
-
-@dataclass(frozen=True)
-class Layout:
-    """The files of one format, relative to the dictionary's folder."""
-
-    reader: ModuleType
-    needed: tuple[str, ...]
-    more: tuple[str, ...] = ()  # read where they are there
-
-
-SAELENS = Layout(saelens, (saelens.CONFIG_FILE, saelens.WEIGHTS_FILE), (saelens.SCALER_FILE,))
-# In the order of formats.READERS, the more telling files first.
-LAYOUTS = {
-    "sparsify": Layout(sparsify, (sparsify.CONFIG_FILE, sparsify.WEIGHTS_FILE), (f"../{sparsify.ROOT_FILE}",)),
-    "SAELens": SAELENS,
-    "Gemma Scope": Layout(gemma_scope, (gemma_scope.WEIGHTS_FILE,)),
-    "Gemma Scope 2": Layout(gemma_scope_2, (gemma_scope_2.CONFIG_FILE, gemma_scope_2.WEIGHTS_FILE)),
-    "dictionary_learning": Layout(dictionary_learning, (dictionary_learning.CONFIG_FILE, dictionary_learning.WEIGHTS_FILE)),
-    "Llama Scope": Layout(llama_scope, (llama_scope.CONFIG_FILE, llama_scope.WEIGHTS_FILE)),
-}  # fmt: skip
-
-# SAELens' name of a loader (`conversion_func`) -> the layout that it reads.
-LOADERS = {
-    "sae_lens": LAYOUTS["SAELens"],
-    "gemma_2": LAYOUTS["Gemma Scope"],
-    "gemma_2_transcoder": LAYOUTS["Gemma Scope"],
-    "gemma_3": LAYOUTS["Gemma Scope 2"],
-    "llama_scope": LAYOUTS["Llama Scope"],
-    "dictionary_learning_1": LAYOUTS["dictionary_learning"],
-    "sparsify": LAYOUTS["sparsify"],
-}
-UNDERSTOOD = {"dataset_path", "model_name", "neuronpedia_id"}  # overrides that change nothing about encoding
-
-
-@dataclass(frozen=True)
-class Source:
-    """A dictionary on the hub."""
-
-    text: str  # as it was asked for
-    repo: str
-    path: str  # of its folder in the repository, or of one above it; '' for the top
-    revision: str | None = None
-    name: str = ""  # prefix of feature ids
-    layout: Layout | None = None  # None: what the files say
-    model: str | None = None
-    l0: float | None = None  # mean firing features per token, as SAELens measured
-    scale: float | None = None  # factor of the activations in training
-    overrides: Mapping[str, Any] = field(default_factory=dict)  # of its cfg.json
-
-    @property
-    def page(self) -> str:
-        """The repository and the place in it, for messages."""
-        return f"{self.repo}{'/' if self.path else ''}{self.path} on the hub"
-
-
-def is_named(source: str) -> bool:
-    """True for a `dictionary.source` that can be a hub name: `hf:...` or release/id, and no path by its looks."""
-    if source.startswith(PREFIX):
-        return True
-    found = NAMED.fullmatch(source)
-    return bool(found) and not _leads_out(source)
+SCALE_TOLERANCE = 0.01  # between the factor that the registry states and the one that the files do
 
 
 def load(source: str, name: str | None = None) -> Dictionary:
@@ -113,6 +32,8 @@ def load(source: str, name: str | None = None) -> Dictionary:
     whole, and what we cannot read; MissingExtra for release/id without sae_lens.
     """
     found = parse(source)
+    if found.layout is None and (better := better_known_as(found)) is not None:
+        log.warning("%s is %s in SAELens' registry, which knows how it was trained: name it so", source, better)
     layout, folder, files = fetch(found)
     given = {"overrides": found.overrides, "scale": found.scale} if layout is SAELENS else {}
     try:
@@ -128,95 +49,6 @@ def load(source: str, name: str | None = None) -> Dictionary:
     return _with_what_the_registry_knows(dictionary, found, folder)
 
 
-# -- names -------------------------------------------------------------------------------------------------------------
-
-
-def parse(source: str) -> Source:
-    """What a `dictionary.source` names. Raises DictionaryError, and MissingExtra for release/id without sae_lens."""
-    if not source.startswith(PREFIX):
-        return _registered(source)
-    found = REPOSITORY.fullmatch(source.removeprefix(PREFIX))
-    path = (found["path"] or "").strip("/") if found else ""
-    if found is None or (path and _leads_out(path)):
-        raise DictionaryError(
-            f"dictionary.source = {source!r}: expected hf:owner/name, with @revision and :path/in/the/repository where "
-            "needed"
-        )
-    repo = found["repo"]
-    return Source(source, repo, path, found["revision"], _as_name(f"{repo.rpartition('/')[2]}-{path}"))
-
-
-def _leads_out(path: str) -> bool:
-    return any(part in {"", ".", ".."} for part in path.split("/"))
-
-
-def _as_name(text: str) -> str:
-    return re.sub(r"[^\w.\-]+", "-", text).strip("-.")
-
-
-def _registered(source: str) -> Source:
-    found = NAMED.fullmatch(source)
-    if found is None:
-        raise DictionaryError(f"dictionary.source = {source!r}: expected release/id, with @revision where needed")
-    known = registry(source)
-    release, identity = found["release"], found["id"].strip("/")
-    if release not in known:
-        raise DictionaryError(
-            f"no dictionary at {source}: there is no such folder, and SAELens has no release {release!r}"
-            f"{nearest(release, known)}; a repository of the hub is written hf:owner/name:path"
-        )
-    entry = known[release]
-    members = {str(one["id"]): one for one in entry["saes"]}
-    if identity not in members:
-        some = ", ".join(list(members)[:TELLING]) + (", ..." if len(members) > TELLING else "")
-        raise DictionaryError(
-            f"release {release} has no dictionary {identity!r}{nearest(identity, members)}; it has {some}"
-        )
-    return _entry(source, release, entry, members[identity], found["revision"])
-
-
-def _entry(source: str, release: str, entry: Mapping[str, Any], one: Mapping[str, Any], revision: str | None) -> Source:
-    path, loader = str(one["path"]), str(entry.get("conversion_func") or "sae_lens")
-    layout = LOADERS.get(loader)
-    if layout is None:
-        raise DictionaryError(
-            f"{source}: SAELens reads it with its loader {loader}, which is not supported; supported: "
-            f"{', '.join(LOADERS)}"
-        )
-    if CROSS_LAYER.search(path):
-        raise DictionaryError(f"{source}: cross-layer transcoders and crosscoders are not supported")
-    overrides = entry.get("config_overrides") or {}
-    if layout is not SAELENS and (odd := overrides.keys() - UNDERSTOOD):
-        raise DictionaryError(f"{source}: SAELens overrides {', '.join(sorted(odd))} of its files; not supported")
-    return Source(
-        source, str(entry["repo_id"]), path, revision, _as_name(f"{release}-{one['id']}"), layout,
-        entry.get("model"), one.get("l0") or None, one.get("norm_scaling_factor"), overrides,
-    )  # fmt: skip
-
-
-def registry(wanted_by: str) -> Mapping[str, Any]:
-    """SAELens' pretrained_saes.yaml: release -> its repository, loader and dictionaries.
-
-    `wanted_by` is the source that needs it. Raises MissingExtra where sae_lens is not installed.
-    """
-    spec = importlib.util.find_spec("sae_lens")  # located, not imported: that takes ten seconds
-    if spec is None or not spec.submodule_search_locations:
-        raise MissingExtra(EXTRA, f"dictionary.source = {wanted_by!r} is no folder here; as a release/id of SAELens it")
-    path = Path(spec.submodule_search_locations[0]) / REGISTRY_FILE
-    if not path.is_file():
-        raise DictionaryError(f"this version of sae_lens has no {REGISTRY_FILE}; take sae-lens>=6.50")
-    return _read_registry(path)
-
-
-@lru_cache(maxsize=1)
-def _read_registry(path: Path) -> Mapping[str, Any]:
-    import yaml
-
-    fast = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found: Mapping[str, Any] = yaml.load(path.read_text("utf-8"), Loader=fast)
-    return found
-
-
 # -- files -------------------------------------------------------------------------------------------------------------
 
 
@@ -226,19 +58,16 @@ def fetch(source: Source) -> tuple[Layout, Path, list[Path]]:
     Downloads what is not there. Raises DictionaryError where the hub cannot be reached, or has no such file.
     """
     layout, path = source.layout, source.path
-    more: list[str] = []
     if layout is None:
-        listed = _listing(source)
-        layout, path = _dictionary_among(listed, source)
-        more = [name for name in layout.more if _joined(path, name) in listed]
+        layout, path = _dictionary_among(_listing(source), source)
     revision, folder, files = source.revision or "main", Path(), []
-    for name in [*layout.needed, *more]:
+    for name in layout.needed:
         file = _joined(path, name)
-        found = _download(source, file, revision)
-        snapshot = found.parents[file.count("/")]  # .../snapshots/<commit>
+        files.append(_download(source, file, revision))
+        snapshot = files[-1].parents[file.count("/")]  # .../snapshots/<commit>
         revision, folder = snapshot.name, snapshot / path  # the other files are taken from the commit of the first
-        files.append(found)
-    return layout, folder, files
+    found = (_download_if_there(source, _joined(path, name), revision) for name in layout.more)
+    return layout, folder, [*files, *(file for file in found if file is not None)]
 
 
 def _joined(path: str, name: str) -> str:
@@ -253,6 +82,17 @@ def _download(source: Source, file: str, revision: str) -> Path:
 
     with _in_one_line(source, file):
         return Path(hf_hub_download(source.repo, file, revision=revision))
+
+
+def _download_if_there(source: Source, file: str, revision: str) -> Path | None:
+    from huggingface_hub import _CACHED_NO_EXIST, try_to_load_from_cache
+
+    if try_to_load_from_cache(source.repo, file, revision=revision) is _CACHED_NO_EXIST:  # asked before
+        return None
+    try:
+        return _download(source, file, revision)
+    except (_Absent, _Unreached):
+        return None
 
 
 def _listing(source: Source) -> frozenset[str]:
@@ -316,22 +156,33 @@ def _removed_where_damaged(file: Path) -> bool:
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
 
 
+class _Absent(DictionaryError):
+    """The hub has no such file."""
+
+
 class _Unreached(DictionaryError):
     """The hub does not answer, and the cache does not have it."""
+
+
+def _unreached(what: str) -> _Unreached:
+    from huggingface_hub import constants
+
+    why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+    return _Unreached(f"{what} is not in the cache ({constants.HF_HUB_CACHE}), and {why}: go online once")
 
 
 @contextmanager
 def _in_one_line(source: Source, file: str | None = None) -> Iterator[None]:
     """Turns what huggingface_hub raises into a DictionaryError that says what to do."""
     from huggingface_hub import constants, errors
-    from huggingface_hub.utils import httpx
 
     what = f"{file} of {source.repo}" if file else source.repo
     try:
         yield
     except errors.GatedRepoError:
         raise DictionaryError(
-            f"{source.repo} is gated: accept its terms at {constants.ENDPOINT}/{source.repo} and log in (`hf auth login`)"
+            f"{source.repo} is gated: accept its terms at {constants.ENDPOINT}/{source.repo}, and log in (`hf auth "
+            "login`)"
         ) from None
     except errors.RepositoryNotFoundError:
         raise DictionaryError(
@@ -339,14 +190,17 @@ def _in_one_line(source: Source, file: str | None = None) -> Iterator[None]:
             "log in (`hf auth login`)"
         ) from None
     except errors.RevisionNotFoundError:
-        raise DictionaryError(f"{source.repo} on the hub has no revision {source.revision!r}") from None
+        raise DictionaryError(f"{source.repo} on the hub has no revision {source.revision or 'main'!r}") from None
     except errors.RemoteEntryNotFoundError:
-        raise DictionaryError(f"{source.repo} on the hub has no file {file}") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError):
-        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} cannot be reached"
-        raise _Unreached(f"{what} is not in the cache ({constants.HF_HUB_CACHE}), and {why}: go online once") from None
+        raise _Absent(f"{source.repo} on the hub has no file {file}") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        raise _unreached(what) from None
     except (errors.HfHubHTTPError, errors.HFValidationError) as problem:
+        if isinstance(problem, errors.HfHubHTTPError) and problem.response.status_code >= 500:
+            raise _unreached(what) from None
         raise DictionaryError(f"{what} cannot be had from the hub: {_first_line(problem)}") from None
+    except errors.HTTPError:  # type: ignore[attr-defined]  # httpx's or httpx2's: no connection, or none any more
+        raise _unreached(what) from None
     except OSError as problem:  # fewer bytes than were announced, a full disk
         raise DictionaryError(
             f"the download of {what} did not finish ({_first_line(problem)}); nothing of it was kept: run the same "
@@ -368,8 +222,8 @@ def _with_what_the_registry_knows(dictionary: Dictionary, source: Source, folder
     scale = dictionary.input_scale
     if source.scale and source.layout is not SAELENS and abs(source.scale / scale - 1) > SCALE_TOLERANCE:
         raise DictionaryError(
-            f"{source.text}: activations were scaled by {scale:.4g} in training by its own files, by {source.scale:.4g} "
-            f"in SAELens' registry; to go by the files: {PREFIX}{source.repo}:{source.path}"
+            f"{source.text}: its files say that activations were scaled by {scale:.4g} in training, SAELens' registry "
+            f"says {source.scale:.4g}; to go by the files: {PREFIX}{source.repo}:{source.path}"
         )
     bos = dictionary.prepend_bos
     if bos is None and source.layout is SAELENS and "metadata" not in _config(folder):

@@ -16,6 +16,9 @@ from autointerp.errors import ConfigError, nearest
 DEFAULT = "default"
 SETTING = re.compile(r"(?:# )?(\w+) = (?:\"[^\"]*\"|[^#]*?) *(#.*)?")  # `key = value  # comment`, or out-commented
 COMMENT_COLUMN = 52
+ABOUT_THE_REST = (
+    "# Every key is optional; the others stand at their defaults. `autointerp config` shows what is in force."
+)
 
 
 def names() -> list[str]:
@@ -35,9 +38,8 @@ def text(name: str) -> str:
     tables = tomllib.loads(preset)
     if not tables:
         return packaged
-    header, _, body = packaged.partition("\n\n")
     lines, section = [], ""
-    for line in body.splitlines():
+    for line in packaged.partition("\n\n")[2].splitlines():
         if line.startswith("["):
             section = line.strip("[]")
         found = SETTING.fullmatch(line)
@@ -47,8 +49,7 @@ def text(name: str) -> str:
     left = [f"{table}.{key}" for table, values in tables.items() for key in values]
     if left:
         raise ConfigError(f"preset {name} sets {', '.join(left)}, which config.toml does not have")
-    about = [*_comments(preset), "#", *header.splitlines()[1:2]]
-    return "\n".join([*about, "", *lines, ""])
+    return "\n".join([*_comments(preset), "#", ABOUT_THE_REST, "", *lines, ""])
 
 
 def _read(name: str) -> str:

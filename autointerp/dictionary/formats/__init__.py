@@ -59,15 +59,15 @@ def locate(source: str) -> Path:
 
 
 def load(source: str, name: str | None = None) -> Dictionary:
-    """Read a dictionary from a folder, by packaged name or by hub name (see `hub`), in float32 on the CPU.
+    """Read a dictionary from a folder, by packaged name or by hub name (see `registry`), in float32 on the CPU.
 
     A folder wins over a hub name. name: prefix of the feature ids; by default what its folder is called.
     Raises DictionaryError for missing, truncated or inconsistent files and for architectures that are not known,
     MissingExtra for a release of SAELens without sae_lens.
     """
-    from autointerp.dictionary import hub  # it knows the formats
+    from autointerp.dictionary import hub, registry  # which know the formats
 
-    if not Path(source).expanduser().exists() and hub.is_named(source):
+    if not Path(source).expanduser().exists() and registry.is_named(source):
         return hub.load(source, name)
     folder = locate(source)
     reader = next(reader for reader in READERS.values() if reader.matches(folder))
