@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -27,9 +27,12 @@ class Hub:
 
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
+        self.history: dict[tuple[str, str], dict[str, bytes]] = {}  # (repository, commit) -> its files
+        self.large: dict[str, tuple[str, bytes]] = {}  # SHA-256 -> name and content
         self.gated: set[str] = set()
         self.short: set[str] = set()  # files of which only half arrives
         self.requests: list[tuple[str, str]] = []  # (method, path)
+        self.then: Callable[[], None] | None = None  # done once, after the next file without a redirect was sent
         hub = self
 
         class Handler(_Handler):
@@ -51,6 +54,8 @@ class Hub:
     def add(self, repo: str, files: dict[str, bytes]) -> None:
         """Add or replace files of a repository; datasets are called datasets/owner/name."""
         self.repos[repo] = self.repos.get(repo, {}) | files
+        self.history[repo, self.commit(repo)] = self.repos[repo]
+        self.large |= {_sha256(content): (name, content) for name, content in files.items() if name.endswith(LARGE)}
 
     def add_folder(self, repo: str, folder: Path, under: str = "") -> None:
         self.add(
@@ -62,6 +67,11 @@ class Hub:
         for name, content in sorted(self.repos[repo].items()):
             digest.update(name.encode() + hashlib.sha1(content).digest())
         return digest.hexdigest()
+
+    def at(self, repo: str, revision: str) -> dict[str, bytes] | None:
+        """The files of a repository at main or a commit."""
+        latest = revision in {"main", self.commit(repo)}
+        return self.repos[repo] if latest else self.history.get((repo, revision))
 
     def downloads(self) -> list[str]:
         """The files whose content was asked for."""
@@ -100,26 +110,28 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path))
         if path.startswith("/large/"):
-            content = next(
-                c for files in hub.repos.values() for c in files.values() if _sha256(c) == path.removeprefix("/large/")
-            )
-            name = next(n for files in hub.repos.values() for n, c in files.items() if c is content)
+            name, content = hub.large[path.removeprefix("/large/")]
             return self.send(200, content, {}, body, short=name in hub.short)
         if path.startswith("/api/"):
             return self.api(hub, path.removeprefix("/api/"), body)
         repo, resolve, rest = path.strip("/").partition("/resolve/")
         revision, _, file = rest.partition("/")
         refused = self.refused(hub, repo, revision) if resolve else "EntryNotFound"
-        content = None if refused else hub.repos[repo].get(file)
+        content = None if refused else (hub.at(repo, revision) or {}).get(file)
+        commit = "" if refused else hub.commit(repo) if revision == "main" else revision
         if refused or content is None:
-            return self.refuse(refused or "EntryNotFound", {} if refused else {"X-Repo-Commit": hub.commit(repo)}, body)
-        headers = {"X-Repo-Commit": hub.commit(repo), "Accept-Ranges": "bytes"}
+            return self.refuse(refused or "EntryNotFound", {"X-Repo-Commit": commit} if commit else {}, body)
+        headers = {"X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if file.endswith(LARGE):
             digest = _sha256(content)
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{digest}"', "ETag": f'"{digest}"'}
             return self.send(302, b"", headers | {"Location": f"{hub.elsewhere}/large/{digest}"}, body)
         headers["ETag"] = '"' + hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest() + '"'
-        return self.send(200, content, headers, body, short=file in hub.short)
+        self.send(200, content, headers, body, short=file in hub.short)
+        if body and hub.then is not None:
+            then, hub.then = hub.then, None
+            then()
+        return None
 
     def api(self, hub: Hub, path: str, body: bool) -> None:
         """models/<repo>[/revision/<rev>] and models/<repo>/tree/<rev>[/<folder>], and the same of datasets."""
@@ -130,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
         what, revision, *folder = (*rest, "", "main")[:2] if len(rest) < 2 else rest
         if refused := self.refused(hub, repo, revision):
             return self.refuse(refused, {}, body)
-        files = hub.repos[repo]
+        files = hub.at(repo, revision) or {}
         if what == "tree":
             found = [
                 {"type": "file", "path": n, "size": len(c), "oid": hashlib.sha1(c).hexdigest()}
@@ -140,7 +152,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.refuse("EntryNotFound", {}, body)
             return self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body)
         found = {
-            "id": repo.removeprefix("datasets/"), "sha": hub.commit(repo), "private": False, "gated": False, "tags": [],
+            "id": repo.removeprefix("datasets/"), "sha": hub.commit(repo) if revision == "main" else revision, "private": False, "gated": False, "tags": [],
             "downloads": 0, "siblings": [{"rfilename": n} for n in sorted(files)],
         }  # fmt: skip
         return self.send(200, json.dumps(found).encode(), {"Content-Type": "application/json"}, body)
@@ -150,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             return "RepoNotFound"
         if repo in hub.gated:
             return "GatedRepo"
-        return None if revision in {"main", hub.commit(repo)} else "RevisionNotFound"
+        return "RevisionNotFound" if hub.at(repo, revision) is None else None
 
     def refuse(self, why: str, headers: dict[str, str], body: bool) -> None:
         status = {"RepoNotFound": 401, "GatedRepo": 403}.get(why, 404)

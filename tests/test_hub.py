@@ -253,15 +253,29 @@ def test_a_folder_wins_over_a_hub_name(online: Hub, tmp_path: Path, monkeypatch:
     assert online.requests == []
 
 
-def test_all_files_are_of_one_commit_which_can_be_pinned(online: Hub) -> None:
+def test_all_files_are_of_one_commit_though_the_hub_moves_on(online: Hub, tmp_path: Path) -> None:
+    place = "blocks.6.hook_resid_pre"
+
+    def move_on() -> None:
+        tensors = stand_in.weights() | {"b_dec": torch.full((D,), 7.0)}
+        new = stand_in.safetensors_bytes(tensors)
+        online.add("jbloom/GPT2-Small-SAEs-Reformatted", {f"{place}/sae_weights.safetensors": new})
+
+    online.then = move_on  # between cfg.json and the weights
+    first = load(RES_JB)
+    assert online.then is None
+    assert torch.equal(first.b_dec, stand_in.weights()["b_dec"])
+    assert bool((load(RES_JB).b_dec == 7).all())
+
+
+def test_a_commit_can_be_pinned(online: Hub) -> None:
     old = online.commit("jbloom/GPT2-Small-SAEs-Reformatted")
     first = load(f"{RES_JB}@{old}")
-    requests = len(online.requests)
-    stand_in.add_gpt2_res_jb(online, d_in=D, context_size=64)
+    stand_in.add_gpt2_res_jb(online, context_size=64)
     assert load(RES_JB).context_size == 64
-    assert len(online.requests) > requests
     again = load(f"{RES_JB}@{old}")
     assert (again.context_size, again.identity, again.name) == (128, first.identity, first.name)
+    assert load(f"hf:jbloom/GPT2-Small-SAEs-Reformatted@{old}:blocks.6.hook_resid_pre").context_size == 128
     assert "no revision 'abcdef'" in refusal(f"{RES_JB}@abcdef")
 
 
@@ -343,15 +357,15 @@ def test_offline_with_nothing_in_the_cache_is_one_line(source: str, there: Hub, 
 
 @pytest.mark.parametrize("source", [RES_JB, PYTHIA])
 def test_a_hub_that_does_not_answer_is_one_line(
-    source: str, there: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: str, there: Hub, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its attempts
     with socket.socket() as taken:  # bound, and nobody listens
         taken.bind(("127.0.0.1", 0))
         there.url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with there.pointed_at(tmp_path / "cache"):
             message = refusal(source)
     assert "does not answer" in message and there.url in message
+    assert not caplog.records  # huggingface_hub did not try again and again
 
 
 def test_unknown_names_are_refused_with_the_nearest(online: Hub) -> None:

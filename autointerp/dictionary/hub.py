@@ -61,6 +61,7 @@ def fetch(source: Source) -> tuple[Layout, Path, list[Path]]:
     if layout is None:
         layout, path = _dictionary_among(_listing(source), source)
     revision, folder, files = source.revision or "main", Path(), []
+    _ask_for(source, _joined(path, layout.needed[0]), revision)
     for name in layout.needed:
         file = _joined(path, name)
         files.append(_download(source, file, revision))
@@ -75,6 +76,16 @@ def _joined(path: str, name: str) -> str:
     if name.startswith("../"):
         return _joined(path.rpartition("/")[0], name[3:])
     return f"{path}/{name}" if path else name
+
+
+def _ask_for(source: Source, file: str, revision: str) -> None:
+    """Raises DictionaryError for a file that is not in the cache and not to be had: at once, where a download would try
+    for half a minute."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    if try_to_load_from_cache(source.repo, file, revision=revision) is None:
+        with _in_one_line(source, file):
+            get_hf_file_metadata(hf_hub_url(source.repo, file, revision=revision))
 
 
 def _download(source: Source, file: str, revision: str) -> Path:
