@@ -28,7 +28,7 @@ class Hub:
     def __init__(self) -> None:
         self.repos: dict[str, dict[str, bytes]] = {}
         self.history: dict[tuple[str, str], dict[str, bytes]] = {}  # (repository, commit) -> its files
-        self.large: dict[str, tuple[str, bytes]] = {}  # SHA-256 -> name and content
+        self.large: dict[str, bytes] = {}  # SHA-256 -> content
         self.gated: set[str] = set()
         self.short: set[str] = set()  # files of which only half arrives
         self.requests: list[tuple[str, str]] = []  # (method, path)
@@ -55,7 +55,7 @@ class Hub:
         """Add or replace files of a repository; datasets are called datasets/owner/name."""
         self.repos[repo] = self.repos.get(repo, {}) | files
         self.history[repo, self.commit(repo)] = self.repos[repo]
-        self.large |= {_sha256(content): (name, content) for name, content in files.items() if name.endswith(LARGE)}
+        self.large |= {_sha256(content): content for name, content in files.items() if name.endswith(LARGE)}
 
     def add_folder(self, repo: str, folder: Path, under: str = "") -> None:
         self.add(
@@ -110,8 +110,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         hub.requests.append((self.command, path))
         if path.startswith("/large/"):
-            name, content = hub.large[path.removeprefix("/large/")]
-            return self.send(200, content, {}, body, short=name in hub.short)
+            content = hub.large[path.removeprefix("/large/")]
+            short = any(files.get(name) == content for files in hub.repos.values() for name in hub.short)
+            return self.send(200, content, {}, body, short)
         if path.startswith("/api/"):
             return self.api(hub, path.removeprefix("/api/"), body)
         repo, resolve, rest = path.strip("/").partition("/resolve/")
@@ -235,11 +236,17 @@ def add_gpt2_res_jb(hub: Hub, folder: str = "blocks.6.hook_resid_pre", **cfg: An
     })  # fmt: skip
 
 
-def add_gemma_scope(hub: Hub, place: str = "layer_12/width_16k/average_l0_82") -> None:
+def add_gemma_scope(
+    hub: Hub, place: str = "layer_12/width_16k/average_l0_82", repo: str = "google/gemma-scope-2b-pt-res"
+) -> None:
     arrays = {name: t.numpy() for name, t in (weights() | {"threshold": threshold()}).items()}
     file = io.BytesIO()
     np.savez(file, **arrays)
-    hub.add("google/gemma-scope-2b-pt-res", {f"{place}/params.npz": file.getvalue(), "README.md": b"# Gemma Scope"})
+    hub.add(repo, {f"{place}/params.npz": file.getvalue(), "README.md": b"# Gemma Scope"})
+
+
+def add_gemma_transcoder(hub: Hub) -> None:
+    add_gemma_scope(hub, "layer_12/width_16k/average_l0_6", "google/gemma-scope-2b-pt-transcoders")
 
 
 def add_gemma_scope_2(hub: Hub) -> None:
@@ -301,8 +308,42 @@ def add_sparsify(hub: Hub) -> None:
     hub.add("EleutherAI/sae-pythia-160m-32k", files)
 
 
+def add_dictionary_learning(hub: Hub) -> None:
+    w = weights()
+    state = {
+        "encoder.weight": w["W_enc"].T,
+        "encoder.bias": w["b_enc"],
+        "decoder.weight": w["W_dec"].T,
+        "b_dec": w["b_dec"],
+    }
+    file = io.BytesIO()
+    torch.save({name: t.contiguous() for name, t in state.items()} | {"k": torch.tensor(8)}, file)
+    trainer = {
+        "trainer_class": "TrainerTopK", "dict_class": "AutoEncoderTopK", "lr": 0.0002, "steps": 48828, "seed": 0,
+        "activation_dim": D, "dict_size": WIDTH, "k": 8, "device": "cuda:0", "layer": 4, "lm_name": "EleutherAI/pythia-70m-deduped",
+        "wandb_name": "TopKTrainer", "submodule_name": "resid_post_layer_4",
+    }  # fmt: skip
+    buffer = {
+        "d_submodule": D,
+        "io": "out",
+        "n_ctxs": 2048,
+        "ctx_len": 128,
+        "refresh_batch_size": 32,
+        "out_batch_size": 4096,
+        "device": "cuda:0",
+    }
+    place = "pythia70m_sweep_topk_ctx128_0730/resid_post_layer_4/trainer_13"
+    hub.add("canrager/lm_sae", {
+        f"{place}/ae.pt": file.getvalue(), f"{place}/config.json": as_json({"trainer": trainer, "buffer": buffer}),
+        f"{place}/eval_results.json": as_json({"l0": 8.0}),
+    })  # fmt: skip
+
+
 def add_everything(hub: Hub) -> None:
-    for add in (add_gpt2_res_jb, add_gemma_scope, add_gemma_scope_2, add_llama_scope, add_sparsify):
+    for add in (
+        add_gpt2_res_jb, add_gemma_scope, add_gemma_transcoder, add_gemma_scope_2, add_llama_scope, add_sparsify,
+        add_dictionary_learning,
+    ):  # fmt: skip
         add(hub)
 
 

@@ -22,7 +22,9 @@ GEMMA = "gemma-scope-2b-pt-res-canonical/layer_12/width_16k/canonical"
 GEMMA_2 = "gemma-scope-2-1b-pt-res/layer_13_width_16k_l0_medium"
 LLAMA = "llama_scope_lxr_8x/l15r_8x"
 PYTHIA = "hf:EleutherAI/sae-pythia-160m-32k:layers.6"
-RELEASED = [RES_JB, GEMMA, GEMMA_2, LLAMA]
+TRANSCODER = "gemma-scope-2b-pt-transcoders/layer_12/width_16k/average_l0_6"
+BENCH = "sae_bench_pythia70m_sweep_topk_ctx128_0730/blocks.4.hook_resid_post__trainer_13"
+RELEASED = [RES_JB, GEMMA, TRANSCODER, GEMMA_2, LLAMA, BENCH]
 X = numbers(64, D, seed=1) + 0.5
 RTOL = 1e-5
 
@@ -70,7 +72,8 @@ def from_pretrained(source: str) -> Any:
 
     def of_small_weights(*args: Any, **kwargs: Any) -> Any:  # the loader of gemma_2 writes the real sizes down
         cfg, state, sparsity = loader(*args, **kwargs)
-        return cfg | {"d_in": D, "d_sae": WIDTH}, state, sparsity
+        small = {key: size for key, size in {"d_in": D, "d_out": D, "d_sae": WIDTH}.items() if key in cfg}
+        return cfg | small, state, sparsity
 
     return SAE.from_pretrained(release, identity, converter=of_small_weights)
 
@@ -138,6 +141,18 @@ def test_gemma_scope_2_without_a_configuration_is_told_by_its_place(
     assert (d.hookpoint, d.hookpoint_out, d.model) == (reads, predicts, "google/gemma-3-1b-pt")
     assert d.declared_l0 == (60.0 if size == "medium" else 120.0)
     assert (d.identity == whole.identity) == (predicts is None)
+
+
+def test_a_transcoder_and_a_trainer_of_dictionary_learning_know_their_places(online: Hub) -> None:
+    d = load(TRANSCODER)
+    assert (d.transcoder, d.hookpoint, d.hookpoint_out) == (
+        True,
+        "blocks.12.ln2.hook_normalized",
+        "blocks.12.hook_mlp_out",
+    )
+    d = load(BENCH)
+    assert (d.architecture, d.k, d.hookpoint) == ("topk", 8, "blocks.4.hook_resid_post")
+    assert (d.model, d.context_size) == ("EleutherAI/pythia-70m-deduped", 128)
 
 
 def test_llama_scope_has_its_scale_folded_in(online: Hub) -> None:
@@ -220,6 +235,7 @@ def test_a_second_load_downloads_nothing_and_a_third_needs_no_hub(source: str, t
         there.requests.clear()
         assert load(source).identity == first.identity
         assert there.downloads() == []
+        assert len([path for _, path in there.requests if "/resolve/" in path]) == 1  # what main is now
     with there.pointed_at(tmp_path / "cache", offline=True):
         there.requests.clear()
         assert load(source).identity == first.identity
