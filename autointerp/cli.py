@@ -5,7 +5,6 @@
 
 import json
 import logging
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -404,23 +403,36 @@ def sql(
 
 
 @app.command()
-def init(folder: Annotated[Path, typer.Argument(help="folder to set up")] = Path()) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(help="folder to set up")] = Path(),
+    preset: Annotated[str, typer.Option("--preset", "-p", help="whose dictionary: see --list-presets")] = "default",
+    list_presets: Annotated[bool, typer.Option("--list-presets", help="the presets, and what each is")] = False,
+) -> None:
     """Write a commented config.toml and the prompts into a folder. Existing files are left alone.
 
-    autointerp init
-    autointerp init my-study
-    """
-    from autointerp import prompts
+    A preset is the configuration of a dictionary that people use, with its subject; its comments say what it needs.
 
+        autointerp init
+        autointerp init my-study
+        autointerp init --list-presets
+        autointerp init gpt2 --preset gpt2-small-res-jb
+    """
+    from autointerp import presets, prompts
+
+    if list_presets:
+        for name in presets.names():
+            print(f"{name:<20}{presets.summary(name)}")
+        return
+    wanted = {folder / "config.toml": presets.text(preset)}
+    for prompt in sorted(prompts.packaged_folder().glob("*.md")):
+        wanted[folder / "prompts" / prompt.name] = prompt.read_text("utf-8")
     try:
         (folder / "prompts").mkdir(parents=True, exist_ok=True)
-        wanted = {folder / "config.toml": configuration.packaged_file()}
-        wanted |= {folder / "prompts" / p.name: p for p in sorted(prompts.packaged_folder().glob("*.md"))}
-        for target, source in wanted.items():
+        for target, text in wanted.items():
             if target.exists():
                 print(f"{target} exists: left alone")
             else:
-                shutil.copyfile(source, target)
+                target.write_text(text, "utf-8")
                 print(target)
     except OSError as problem:
         raise ConfigError(f"cannot write into {folder}: {problem.strerror}") from None

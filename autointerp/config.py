@@ -70,7 +70,9 @@ class SubjectSection(Section):
 class DictionarySection(Section):
     """The sparse dictionary whose features are labelled."""
 
-    source: str = Field("smollm2-135m-l15-4k", description="folder of a dictionary, or the name of a packaged one")
+    source: str = Field(
+        "smollm2-135m-l15-4k", description="folder, packaged name, release/id of SAELens, or hf:owner/name:path"
+    )
     hookpoint: str | None = Field(None, description="defaults to subject.hookpoint")
     name: str | None = Field(None, description="prefix of feature ids; defaults to the folder's name")
     check: Literal["refuse", "warn", "off"] = Field(

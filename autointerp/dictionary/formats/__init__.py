@@ -53,16 +53,22 @@ def locate(source: str) -> Path:
         return PACKAGED / source
     packaged = ", ".join(sorted(p.name for p in PACKAGED.iterdir() if p.is_dir())) if PACKAGED.is_dir() else "none"
     raise DictionaryError(
-        f"no dictionary at {source}: expected a folder written by {', '.join(READERS)}, or a packaged one ({packaged})"
+        f"no dictionary at {source}: expected a folder written by {', '.join(READERS)}, a packaged one ({packaged}), "
+        "release/id of SAELens, or hf:owner/name:path"
     )
 
 
 def load(source: str, name: str | None = None) -> Dictionary:
-    """Read a dictionary from a folder or by packaged name, in float32 on the CPU.
+    """Read a dictionary from a folder, by packaged name or by hub name (see `registry`), in float32 on the CPU.
 
-    name  prefix of the feature ids; by default what its folder is called
-    Raises DictionaryError for missing, truncated or inconsistent files and for architectures that are not known.
+    A folder wins over a hub name. name: prefix of the feature ids; by default what its folder is called.
+    Raises DictionaryError for missing, truncated or inconsistent files and for architectures that are not known,
+    MissingExtra for a release of SAELens without sae_lens.
     """
+    from autointerp.dictionary import hub, registry  # which know the formats
+
+    if not Path(source).expanduser().exists() and registry.is_named(source):
+        return hub.load(source, name)
     folder = locate(source)
     reader = next(reader for reader in READERS.values() if reader.matches(folder))
     found: Dictionary = reader.read(folder, name)

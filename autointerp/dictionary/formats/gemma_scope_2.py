@@ -1,7 +1,7 @@
 """Gemma Scope 2: config.json + params.safetensors, jumprelu, in folders as resid_post/layer_12_width_16k_l0_medium.
 
-Follows sae_lens' gemma_3 loader. Cross-layer transcoders and crosscoders, whose weights have three dimensions, are
-refused.
+Where a folder of the release has no config.json, its place says the same. Follows sae_lens' gemma_3 loader. Cross-layer
+transcoders and crosscoders, whose weights have three dimensions, are refused.
 """
 
 import re
@@ -25,6 +25,13 @@ CONFIG_FILE, WEIGHTS_FILE = "config.json", "params.safetensors"
 MARKER = WEIGHTS_FILE
 LAYER, RELEASE = re.compile(r"layer_(\d+)"), re.compile(r"gemma-scope-2-(270m|1b|4b|12b|27b)-(pt|it)")
 CONTEXT_SIZE = 1024
+# The first word of the folder above -> what it reads and what it predicts, within the layer.
+SITES = {
+    "resid_post": (".output", None),
+    "attn_out": (".self_attn.o_proj.input", None),
+    "mlp_out": (".post_feedforward_layernorm.output", None),
+    "transcoder": (".pre_feedforward_layernorm.output", ".post_feedforward_layernorm.output"),
+}
 
 
 def matches(folder: Path) -> bool:
@@ -34,7 +41,7 @@ def matches(folder: Path) -> bool:
 
 def read(folder: Path, name: str | None) -> Dictionary:
     """Read a Gemma Scope 2 folder. Raises DictionaryError for files that are missing, broken or contradictory."""
-    config = read_config(folder / CONFIG_FILE, "Gemma Scope 2")
+    config = _by_its_place(folder) or read_config(folder / CONFIG_FILE, "Gemma Scope 2")
     path = folder / WEIGHTS_FILE
     if config.get("architecture") != "jump_relu":
         refuse_unknown_architecture(folder, config.get("architecture"), ("jump_relu",))
@@ -72,6 +79,18 @@ def read(folder: Path, name: str | None) -> Dictionary:
         declared_l0=number(config.get("l0")),
         identity=identity_of(path, "jumprelu", {"format": "Gemma Scope 2"}, {"transcoder": transcoder}),
     )
+
+
+def _by_its_place(folder: Path) -> dict[str, Any] | None:
+    """What config.json would say of a folder of the release that has none: None where it has one, or lies elsewhere."""
+    parts = folder.resolve().parts
+    layer = LAYER.match(parts[-1])
+    site = next((site for name, site in SITES.items() if len(parts) > 1 and parts[-2].startswith(name)), None)
+    if (folder / CONFIG_FILE).is_file() or layer is None or site is None or not any(map(RELEASE.search, parts)):
+        return None
+    reads, predicts = (place and f"model.layers.{layer[1]}{place}" for place in site)
+    config = {"architecture": "jump_relu", "hf_hook_point_in": reads, "hf_hook_point_out": predicts}
+    return config | {"affine_connection": parts[-1].endswith("_affine")}
 
 
 def _hookpoint(config: dict[str, Any], side: str) -> str | None:

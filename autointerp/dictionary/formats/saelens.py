@@ -5,6 +5,7 @@ sae-lens 6.54, against which `tests/test_formats.py` compares.
 """
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,11 +53,18 @@ def matches(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file() or (folder / WEIGHTS_FILE).is_file()
 
 
-def read(folder: Path, name: str | None) -> Dictionary:
-    """Read a SAELens folder. Raises DictionaryError for files that are missing, broken or contradict one another."""
+def read(
+    folder: Path, name: str | None, overrides: Mapping[str, Any] | None = None, scale: float | None = None
+) -> Dictionary:
+    """Read a SAELens folder. Raises DictionaryError for files that are missing, broken or contradict one another.
+
+    overrides, scale  what SAELens' registry says beyond the files: keys of cfg.json, and the factor of the activations
+                      where they were scaled in training
+    """
     path = folder / CONFIG_FILE
-    config = read_config(path, "SAELens")
-    metadata = table(config, "metadata", path)
+    said = overrides or {}
+    config = read_config(path, "SAELens") | dict(said)
+    metadata = {key: value for key, value in table(config, "metadata", path).items() if key not in said}
     named = _architecture(config)
     if named not in KINDS:
         refuse_unknown_architecture(folder, named, tuple(KINDS))
@@ -72,7 +80,7 @@ def read(folder: Path, name: str | None) -> Dictionary:
         k = checked_k(folder, k, width, architecture)
     hookpoint = _says(config, metadata, "hook_name", "hook_point")
     trained_as, l0 = _training(config, metadata, named, k)
-    scale = _scale(folder) if normalise == "expected_average_only_in" else None
+    scale = (scale or _scale(folder)) if normalise == "expected_average_only_in" else None
     centre = _is_centred(config, metadata, path, hookpoint)
     found = Dictionary(
         name=name or folder.resolve().name,
