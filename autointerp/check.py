@@ -216,6 +216,9 @@ def _decoder_norms(dictionary: Dictionary, x: Tensor) -> Iterator[tuple[str, Dic
     middle = own.median()
     if float(middle) > 0:
         factor = (middle / own.clamp_min(float(middle) * 0.05)).clamp(0.05, 20.0)
+        if dictionary.architecture in COMPETING:  # an encoder that took the norm alone makes others win
+            scaled = replace(dictionary, W_enc=dictionary.W_enc * factor, b_enc=dictionary.b_enc * factor)
+            yield "encoder columns scaled to agree with the decoder (norms half folded?)", scaled
         rescaled = _scaled_to_fit(replace(dictionary, W_dec=dictionary.W_dec * factor[:, None]), x)
         # Activations that an L1 penalty made too small fit better with a larger decoder too: that is no mistake.
         if _left(rescaled, x) <= MUCH_BETTER * _left(_scaled_to_fit(dictionary, x), x):

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from autointerp import check, config, targets
-from autointerp.check import Finding, Sample
+from autointerp.check import Finding
 from autointerp.config import Settings
 from autointerp.dictionary import Dictionary
 from autointerp.errors import DictionaryError
+from autointerp.sample import Sample
 from autointerp.subject import Subject
 from autointerp.targets import Target
 
@@ -112,6 +113,12 @@ def test_a_decoder_norm_folded_on_one_side_is_refused_and_named(attempt: Try, ta
     norms = torch.rand(target.dictionary.width, generator=torch.Generator().manual_seed(0)) * 3 + 0.3
     wrong = replace(target.dictionary, W_dec=target.dictionary.W_dec * norms[:, None])
     refused(attempt(wrong), "decoder rows of norm 1")
+
+
+def test_a_decoder_norm_in_the_encoder_alone_is_refused_and_named(attempt: Try, target: Target) -> None:
+    norms = torch.rand(target.dictionary.width, generator=torch.Generator().manual_seed(0)) * 3 + 0.3
+    d = target.dictionary
+    refused(attempt(replace(d, W_enc=d.W_enc * norms, b_enc=d.b_enc * norms)), "encoder columns scaled")
 
 
 def test_consistent_folding_is_recorded_and_not_refused(attempt: Try, target: Target) -> None:
