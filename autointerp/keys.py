@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autointerp import __version__, corpus, prompts, streams
-from autointerp.config import DictionarySection, Settings, fingerprint
+from autointerp.config import DictionarySection, Settings, fingerprint, model_of
 from autointerp.dictionary import Dictionary
 from autointerp.rows import Run
 from autointerp.subject import Subject, resolve_model
@@ -99,7 +99,10 @@ def explainer_id(settings: Settings, method: str) -> str:
     if method == "mined":
         used += [cfg.candidates]
     if method == "llm":
-        used += [cfg.provider, cfg.model, prompts.fingerprint(cfg.prompt), cfg.excerpts, cfg.max_new_tokens]
+        model = model_of(cfg)
+        used += [model.provider, model.name, prompts.fingerprint(cfg.prompt), cfg.excerpts, cfg.max_new_tokens]
+        if model.base_url is not None:  # another server may serve another model under the same name
+            used.append({"base_url": model.base_url})
     return fingerprint(used)
 
 

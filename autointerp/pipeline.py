@@ -11,15 +11,17 @@ from functools import cached_property
 
 from autointerp import check, collect, corpus, explain, prompts, relate, score, simulate, targets
 from autointerp import population as populations
-from autointerp.config import Settings
+from autointerp.config import Settings, model_of
 from autointerp.corpus import Shard
 from autointerp.errors import StoreError
 from autointerp.grading import Grading
+from autointerp.llm import door
+from autointerp.llm.ledger import Ledger
 from autointerp.rows import Run, Split, Stage
 from autointerp.sample import Sample
 from autointerp.simulators.embedding import resolve_encoder
 from autointerp.store import Store
-from autointerp.subject import Subject, resolve_model
+from autointerp.subject import Subject
 from autointerp.sweep import Replica, load_replicas
 from autointerp.tally import Bar, Tally, peak_memory_mb
 from autointerp.targets import Target
@@ -46,7 +48,7 @@ def prepare(settings: Settings) -> Prepared:
     corpus.check(settings.corpus)
     if "llm" in settings.explainer.methods:
         prompts.locate(settings.explainer.prompt)
-        resolve_model(settings.explainer.model)
+        door.check(model_of(settings.explainer), settings)
     if settings.simulator.kind == "embedding":
         resolve_encoder(settings.simulator.encoder)
     sketch = Subject.sketch(settings.subject)
@@ -68,6 +70,7 @@ class Pipeline:
     def __init__(self, store: Store, prepared: Prepared, bar: Bar, say: Callable[[str], None]) -> None:
         self.store, self.prepared, self.bar, self.say = store, prepared, bar, say
         self.settings = prepared.settings
+        Ledger.of(store)  # takes over the replies that a killed run had paid for
         self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
 
     def collect(self, shard: Shard | None = None) -> Tally:
@@ -137,6 +140,8 @@ class Pipeline:
             row = Stage(asked.run_id, tally.stage, tally.seconds, tally.tokens, tally.ok, failed, peak_memory_mb())
             self.store.add([row])
             self.store.publish()
+        if tally.stopped is not None:
+            raise tally.stopped
         return tally
 
 
