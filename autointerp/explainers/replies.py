@@ -64,6 +64,7 @@ def labels(reply: str, given: Given, wanted: int, max_words: int) -> list[Candid
 
 
 def _proposals(text: str, wanted: int) -> list[str]:
+    text = _unfenced(text)
     value = json_in(text)
     if value is not None:
         return list(_texts(value))
@@ -74,17 +75,17 @@ def _proposals(text: str, wanted: int) -> list[str]:
 _ITEM = re.compile(r"(?:\d{1,2}[.):]|[-*•])\s+(.+)")
 
 
-def _texts(value: Any) -> Iterable[str]:
+def _texts(value: Any, depth: int = 4) -> Iterable[str]:
     """The labels in decoded JSON: lists and objects are searched, other keys than label(s) are passed over."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, list):
+    elif depth and isinstance(value, list):
         for entry in value:
-            yield from _texts(entry)
-    elif isinstance(value, dict):
+            yield from _texts(entry, depth - 1)
+    elif depth and isinstance(value, dict):
         for key, entry in value.items():
             if key.lower() in {"label", "labels", "answer", "explanation"}:
-                yield from _texts(entry)
+                yield from _texts(entry, depth - 1)
 
 
 def json_in(text: str) -> Any:
@@ -92,15 +93,20 @@ def json_in(text: str) -> Any:
 
     Raises ReplyError("bad_json") for what begins as JSON and cannot be read: cut off, mostly.
     """
-    fenced = re.search(r"```(?:json)?\s*(.*?)(?:```|$)", text, re.DOTALL)
-    body = (fenced[1] if fenced else text).strip()
+    body = _unfenced(text)
     start = re.search(r"\{\s*[\"“}]|\[\s*[\"{]", body)
     if start is None or (start.start() > 0 and not body[: start.start()].rstrip().endswith((":", "."))):
         return None
     try:
         return json.JSONDecoder().raw_decode(body, start.start())[0]
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise ReplyError("bad_json", str(problem)) from None
+
+
+def _unfenced(text: str) -> str:
+    """What stands in the first code fence of a reply; the whole of it where there is none."""
+    fenced = re.search(r"```(?:json)?\s*(.*?)(?:```|$)", text, re.DOTALL)
+    return (fenced[1] if fenced else text).strip()
 
 
 _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning|reflection)>.*?</\1>", re.DOTALL | re.IGNORECASE)
@@ -155,8 +161,8 @@ _NOTHING = re.compile(
     r"not (clear|sure|enough|applicable|specified|available)\b.*)$|"
     r"^(an? )?(various|different|diverse|miscellaneous|assorted|random|mixed|unrelated|general|generic|arbitrary|"
     r"(wide )?(variety|range|mix|collection|set|assortment) of)( (and|or|of|various|different|diverse|random|unrelated|"
-    r"common|english))*( (tokens?|words?|texts?|topics?|contexts?|excerpts?|phrases?|concepts?|things|subjects?|"
-    r"patterns?|themes?|terms?|content))*$|"
+    r"common|english|tokens?|words?|texts?|topics?|contexts?|excerpts?|phrases?|concepts?|things|subjects?|patterns?|"
+    r"themes?|terms?|content))*$|"
     r"^(common|frequent|frequently used|marked|specific|certain|these|the) ?(english )?"
     r"(tokens?|words?|text|excerpts?|phrases?)$",
     re.IGNORECASE,
@@ -209,7 +215,7 @@ def _first(text: str) -> tuple[str, bool]:
     """The first line that is more than a heading, unwrapped; True where the whole of it was in quotation marks."""
     lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
     for raw in lines:
-        line = raw.strip(" \t-*•`#")
+        line = raw.lstrip(" \t-*•`#").rstrip(" \t*`")
         bare = _PREFIX.sub("", line).strip(" \t*`")
         bare = re.sub(r"^\d{1,2}[.)]\s+", "", bare)
         stopped = bare.removesuffix(".") if not bare.endswith("..") else bare
