@@ -141,7 +141,7 @@ def pattern(item: str) -> re.Pattern[str]:
         raise _bad(f"{item}: {problem}") from None
     if compiled.groups > 1:
         raise _bad(f"{item}: more than one capture group; write (?:...) for the others")
-    if compiled.match(""):
+    if compiled.match("") or any(not found.group() for found in compiled.finditer(" a.1")):
         raise _bad(f"{item}: matches the empty text")
     return compiled
 
