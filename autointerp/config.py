@@ -144,7 +144,7 @@ class ExplainerSection(Section):
     )
     provider: str = Field("local", description="who runs the model of the llm method: local")
     model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="model of the llm method")
-    excerpts: Positive = Field(20, description="excerpts shown to a model, from strong to weak; whole passages count for more")
+    excerpts: Positive = Field(20, description="excerpts shown to a model, from strong to weak; longer ones count for more")
     samples: Positive = Field(3, description="labels that a model is asked for; structured: as many calls")
     temperature: float = Field(1.0, ge=0, description="of the calls after the first, where samples are calls")
     logit_lens: bool = Field(False, description="also show the tokens that the feature's decoder direction promotes")
@@ -171,7 +171,7 @@ class ExplainerSection(Section):
             if name not in EXPLAINERS:
                 raise ValueError(f"unknown method {name!r}{nearest(name, EXPLAINERS)}; known: {', '.join(EXPLAINERS)}")
             if colon and (name == "mined" or not prompt):
-                raise ValueError(f"{entry!r}: expected a method of a model and its prompt file, such as marks:my-prompt")
+                raise ValueError(f"{entry!r}: expected a method and its prompt file, such as marks:my-prompt")
             found.append(name + colon + prompt)
         if not found:
             raise ValueError("at least one method is needed")

@@ -1,4 +1,4 @@
-"""The logit lens: which tokens a feature's decoder direction makes likelier, read through the final norm and unembedding.
+"""The logit lens: the tokens that a feature's decoder direction makes likelier, through final norm and unembedding.
 
 As if the direction were written to the residual stream and nothing came after: logit(t) = W_U[t] . (gain * d), with d
 centred where the final norm centres (nostalgebraist 2020; Dar et al. 2023). The norm's scale, a soft cap and a constant
@@ -99,7 +99,7 @@ def final_norm(model: nn.Module) -> tuple[str, nn.Module]:
     ]
     if not found:
         raise SubjectError(
-            f"explainer.logit_lens: no final norm was found in a {type(model).__name__}; set explainer.logit_lens = false"
+            f"explainer.logit_lens: a {type(model).__name__} shows no final norm; set explainer.logit_lens = false"
         )
     return found[-1]
 

@@ -191,11 +191,12 @@ class Labelling:
 
     def _explaining(self, door: Door) -> Explaining:
         features = self.grading.run.features or []
-        reader = lens.Lens(self.settings.subject, self.target.dictionary) if self.settings.explainer.logit_lens else None
+        wanted = self.settings.explainer.logit_lens
+        promoted = lens.Lens(self.settings.subject, self.target.dictionary).promoted if wanted else None
         # Evidence is only read when a feature is pending, which the stage finds out first.
         return Explaining(
             self.store, self.settings, features, lambda: self.grading.evidence, door, self.pipeline.bar,
-            reader.promoted if reader else None,
+            promoted,
         )  # fmt: skip
 
     def simulate(self, split: Split) -> Tally:

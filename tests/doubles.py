@@ -74,6 +74,6 @@ def obeys(job: Job[Any]) -> str:
     """The reply of a model that follows an order wherever it is not data; else the words marked most often."""
     if ORDER.search(heard(job.request.messages)):
         return f'{{"labels": ["{OBEYED}"]}}'
-    marks = re.findall(r"<<(.+?)>>", job.request.messages[-1][1]) or ["nothing"]
+    marks = re.findall(r"\*\*(.+?)\*\*", job.request.messages[-1][1]) or ["nothing"]
     word = max(sorted(set(marks)), key=marks.count)
     return f'{{"labels": ["the word {word.replace(chr(34), "")} or its like"]}}'

@@ -15,7 +15,7 @@ TABLE: list[dict[str, Any]] = [
 ]
 GOOD = [row for row in TABLE if "labels" in row]
 BAD = [row for row in TABLE if "reason" in row]
-PROMPT = ["You find out what makes it fire.", "Ada <<walked>> to the red river, and it was 5 o'clock. Bela drove"]
+PROMPT = ["You find out what makes it fire.", "Ada **walked** to the red river, and it was 5 o'clock. Bela drove"]
 
 
 def given(row: dict[str, Any]) -> Given:

@@ -10,16 +10,18 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-_ONE = str.maketrans("<>", "‹›")  # marks, tags, and special tokens such as <|im_start|> or <start_of_turn>
+# Tags and special tokens, such as <|im_start|> or <start_of_turn>; and our marks. Those are no angle brackets, because
+# <<s>> and <<data>> would hold a special token and the fence.
+_ONE = str.maketrans("<>*", "‹›∗")
 _TAG = re.compile(r"\[(/?[A-Z][A-Z_ ]*)\]")  # [INST], [/INST], [TOOL_CALLS]
 _FENCE = re.compile(r"`{3,}|~{3,}|#{2,}")
-_TURN = re.compile(r"(^|[\n\r])(\s*[#*_]*(?:system|user|assistant|human|model|developer|tool)[*_]*\s*):", re.IGNORECASE)
+_TURN = re.compile(r"(^|[\n\r])(\s*[#∗_]*(?:system|user|assistant|human|model|developer|tool)[∗_]*\s*):", re.IGNORECASE)
 _LOOKALIKE = {"`": "ˋ", "~": "˜", "#": "＃"}
 _JOINERS = "\u200c\u200d"  # letters of Persian and Indic words, and emoji, need them
 
 
 def neutral(strings: Sequence[str]) -> list[str]:
-    """The token strings of a passage, one by one as long as they were, with nothing in them that a prompt is made of."""
+    """The token strings of a passage, each as long as it was, with nothing in them that a prompt is made of."""
     text = "".join(strings).translate(_ONE)
     text = _TAG.sub(r"⟦\1⟧", text)
     text = _FENCE.sub(lambda found: _LOOKALIKE[found.group()[0]] * len(found.group()), text)

@@ -34,7 +34,7 @@ class Given:
 
     def marked(self) -> set[str]:
         """The marked words of the prompt, lower case: these may be labels, whatever they say."""
-        return {word.lower() for text in self.texts for word in re.findall(r"<<(.+?)>>", text)}
+        return {word.lower() for text in self.texts for word in re.findall(r"\*\*(.+?)\*\*", text)}
 
 
 LABELS_SCHEMA = {
@@ -146,11 +146,12 @@ _REFUSAL = re.compile(
 _THINKING = re.compile(
     r"^(let (me|us) (see|look|think|analy|find|start|examine|consider|identify|go|begin|break)|"
     r"let['’]s (see|look|think|analy|find|start|examine|consider|break|go)|(okay|ok|alright|hmm+|wait|well)[,.:]|"
-    r"first(ly)?,? (i|we|let)\b|so,? (the|we|i|it|let)\b|looking at|(in order )?to (determine|find|identify) (what|the|a)|"
+    r"first(ly)?,? (i|we|let)\b|so,? (the|we|i|it|let)\b|looking at|"
+    r"(in order )?to (determine|find|identify) (what|the|a)|"
     r"we (need|have|are|must|can)\b|i (need|see|think|will|notice|should|would|have to|believe|am going|['’]ll)\b|"
     r"i['’](ll|m going)|the (user|task|prompt|question|instructions?)\b.*\b(is|are|want|ask|say|give|provide)|"
     r"(based on|from|given|according to) (the|these|this)\b.*\b(excerpt|example|data|text|passage|list|mark)|"
-    r"(step|method) \d|analysis\b.*:|reasoning\b|thinking\b|here['’]?s? (is|are) (my|the) (thinking|analysis|reasoning))",
+    r"(step|method) \d|analysis\b.*:|reasoning\b|thinking\b|here (is|are) (my|the) (thinking|analysis|reasoning))",
     re.IGNORECASE,
 )
 _NOTHING = re.compile(
@@ -173,8 +174,8 @@ _OF_THE_PROMPT = {
 }  # fmt: skip
 _PREFIX = re.compile(
     r"^(sure[!,.]\s*)?((the |my |final |best |possible |suggested )*(label|answer|explanation)s?( \d)?( is| would be)?|"
-    r"words or idea|(the )?(marked )?(words?|phrases?|excerpts?|tokens?)?( that)?( (all )?(have in common|share|are|is))?"
-    r"( that)?|here (is|are) [\w\s]{1,40}|explanation of [\w\s]{1,30} behavior)\s*:\s*|^sure[!,.]\s*|"
+    r"words or idea|(the )?(marked )?(words?|phrases?|excerpts?|tokens?)?( that)?"
+    r"( (all )?(have in common|share|are|is))?( that)?|here (is|are) [\w\s]{1,40}|explanation of [\w\s]{1,30} behavior)\s*:\s*|^sure[!,.]\s*|"
     r"^(the |my )?(final |best )?(label|answer) is:?\s+|"
     r"^(this|the) (feature|neuron|unit|latent)( \w+)? (fires|activates|responds|is active|lights up|looks|detects) ?"
     r"(on|for|to|when|in)?( the)?:?\s+",
@@ -200,7 +201,7 @@ def clean_label(text: str, given: Given, max_words: int) -> str:
                 raise ReplyError(reason)
         if line.lower() in _OF_THE_PROMPT:
             raise ReplyError("echo")
-    if "<<" in line or ">>" in line:
+    if "**" in line:
         raise ReplyError("marks")
     if _is_echo(line, given, shown):
         raise ReplyError("echo")

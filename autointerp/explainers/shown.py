@@ -105,7 +105,7 @@ class Shown:
 
 
 def marked(strings: Sequence[str], positions: Sequence[int], values: Sequence[float]) -> str:
-    """An excerpt around the strongest token, on one line, with the words that fire strongly between << and >>."""
+    """An excerpt around the strongest token, on one line, with the words that fire strongly between ** and **."""
     peak = max(values)
     strong = {p for p, v in zip(positions, values, strict=True) if v >= MARK_SHARE * peak}
     return around(strings, positions[int(np.argmax(values))], strong)
@@ -127,7 +127,7 @@ def _joined(found: Sequence[Word], marks: set[int]) -> str:
     pieces: list[str] = []
     previous_end = None
     for word in found:
-        text = f"<<{word.text}>>" if any(t in marks for t in range(word.first, word.last)) else word.text
+        text = f"**{word.text}**" if any(t in marks for t in range(word.first, word.last)) else word.text
         glued = not word.text[0].isalnum() or (previous_end is not None and previous_end in "'’-(")
         pieces.append(text if glued or not pieces else " " + text)
         previous_end = word.text[-1]
