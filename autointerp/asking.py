@@ -139,5 +139,5 @@ def _examples(content: list[dict[str, str]]) -> list[str]:
             except ValueError:  # a prompt of one's own may have plain answers
                 found.append(message["content"])
                 continue
-            found += value.get("labels", []) + [value["label"]] * ("label" in value)
+            found += value.get("labels") or [value["label"]]
     return found

@@ -23,7 +23,7 @@ EXPLAINERS = ("mined", "marks", "contrastive", "token-act", "max-act-logits", "s
 PROVIDERS = ("local",)
 SIMULATORS = ("embedding", "lookup")
 GONE = {  # keys of earlier releases, and what has taken their place
-    "explainer.prompt": "name the prompt file behind its method, methods = [\"marks:my-prompt\"]",
+    "explainer.prompt": 'name the prompt file behind its method, methods = ["marks:my-prompt"]',
 }
 
 
@@ -144,7 +144,7 @@ class ExplainerSection(Section):
     )
     provider: str = Field("local", description="who runs the model of the llm method: local")
     model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="model of the llm method")
-    excerpts: Positive = Field(20, description="excerpts shown to a model, from strong to weak; longer ones count for more")
+    excerpts: Positive = Field(20, description="excerpts shown to a model, strong to weak; longer ones count for more")
     samples: Positive = Field(3, description="labels that a model is asked for; structured: as many calls")
     temperature: float = Field(1.0, ge=0, description="of the calls after the first, where samples are calls")
     logit_lens: bool = Field(False, description="also show the tokens that the feature's decoder direction promotes")

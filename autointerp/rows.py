@@ -181,7 +181,7 @@ class Explanation(Row):
     reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
     call_id: Annotated[str | None, "the request and reply behind it; NULL where no model was asked"]
     rules: Annotated[str | None, "the structured form as JSON, see rules.py; NULL where the method makes none"] = None
-    excerpts: Annotated[int | None, "passages shown to the model, fewer where its context was short; NULL without one"] = None
+    excerpts: Annotated[int | None, "passages shown to a model, fewer where its context is short; NULL without one"] = None
 
 
 @dataclass(frozen=True, slots=True)

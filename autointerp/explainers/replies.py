@@ -175,8 +175,8 @@ _OF_THE_PROMPT = {
 _PREFIX = re.compile(
     r"^(sure[!,.]\s*)?((the |my |final |best |possible |suggested )*(label|answer|explanation)s?( \d)?( is| would be)?|"
     r"words or idea|(the )?(marked )?(words?|phrases?|excerpts?|tokens?)?( that)?"
-    r"( (all )?(have in common|share|are|is))?( that)?|here (is|are) [\w\s]{1,40}|explanation of [\w\s]{1,30} behavior)\s*:\s*|^sure[!,.]\s*|"
-    r"^(the |my )?(final |best )?(label|answer) is:?\s+|"
+    r"( (all )?(have in common|share|are|is))?( that)?|here (is|are) [\w\s]{1,40}|"
+    r"explanation of [\w\s]{1,30} behavior)\s*:\s*|^sure[!,.]\s*|^(the |my )?(final |best )?(label|answer) is:?\s+|"
     r"^(this|the) (feature|neuron|unit|latent)( \w+)? (fires|activates|responds|is active|lights up|looks|detects) ?"
     r"(on|for|to|when|in)?( the)?:?\s+",
     re.IGNORECASE,
