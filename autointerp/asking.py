@@ -90,7 +90,7 @@ class Asking:
             content, n_shown = filled
             waiting[feature] = _Answers(n_shown, self.draws)
             given = Given([m["content"] for m in content], _examples(content))
-            parse = partial(self.method.read, given=given, wanted=wanted, max_words=self.cfg.max_words)
+            parse = partial(_read, self.method, given, wanted, self.cfg.max_words)
             for draw in range(self.draws):
                 request = Request(
                     self.model, tuple((m["role"], m["content"]) for m in content), self.cfg.max_new_tokens,
@@ -107,6 +107,10 @@ class Asking:
             feature=feature, explainer_id=explainer, method=self.name, model=self.model.name, draw=draw, status=status,
             label=candidate.label, reason=candidate.reason, call_id=call, rules=candidate.rules, excerpts=excerpts,
         )  # fmt: skip
+
+
+def _read(method: Method, given: Given, wanted: int, max_words: int, reply: str) -> list[Candidate]:
+    return method.read(reply, given, wanted, max_words)
 
 
 def _numbered(found: _Answers, make: Any) -> list[Explanation]:
