@@ -175,11 +175,14 @@ class Labelling:
         self.store.ask(self.asked)
         return self.asked
 
-    def explain(self) -> None:
-        """Stage 2, with its rounds of revision: each is made from what the candidates before it scored on select."""
+    def explain(self) -> Tally:
+        """Stage 2, with its rounds of revision: each is made from what the candidates before it scored on select.
+
+        Returns the tally of what comes before them.
+        """
         with closing(Door(self.store, self.settings)) as door:
             explaining = self._explaining(door)
-            self._log(explaining.run(self.target.keys))
+            tally = self._log(explaining.run(self.target.keys))
             rounds = self.target.keys.rounds
             for earlier, later in pairwise(rounds):
                 self.grading = self.grading.for_run(earlier.of(self.grading.run))
@@ -188,6 +191,7 @@ class Labelling:
                 (name,) = later.explainers.keys() - earlier.explainers.keys()
                 self._log(explaining.revise(earlier, name, later.explainers[name], self.asked))
             self.grading = self.grading.for_run(rounds[-1].of(self.grading.run))
+        return tally
 
     def _explaining(self, door: Door) -> Explaining:
         features = self.grading.run.features or []

@@ -180,7 +180,7 @@ class Explanation(Row):
     label: Annotated[str | None, "the label; NULL unless ok"]
     reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
     call_id: Annotated[str | None, "the request and reply behind it; NULL where no model was asked"]
-    rules: Annotated[str | None, "the structured form as JSON, see rules.py; NULL where the method makes none"] = None
+    rules: Annotated[str | None, "the structured form as JSON, as in rules.py; NULL where there is none"] = None
     excerpts: Annotated[int | None, "passages shown to a model, fewer where its context is short; NULL without one"] = None
 
 

@@ -134,9 +134,9 @@ def test_all_candidates_come_in_one_reply_and_are_numbered(explain: Explain) -> 
 
 @pytest.mark.parametrize("samples", [1, 5])
 def test_as_many_labels_are_asked_for_as_the_settings_say(explain: Explain, samples: int) -> None:
-    found = explain(json.dumps({"labels": [f"label {i}" for i in range(9)]}), explainer__samples=samples)
+    found = explain(json.dumps({"labels": [f"kind {i}" for i in range(9)]}), explainer__samples=samples)
     assert f"a list of {samples}" in found.door.asked[0].request.messages[0][1]
-    assert [row.label for row in found.rows[:samples]] == [f"label {i}" for i in range(samples)]
+    assert [row.label for row in found.rows[:samples]] == [f"kind {i}" for i in range(samples)]
     assert len(found.rows) == 6 * samples
 
 
