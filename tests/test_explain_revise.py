@@ -97,15 +97,17 @@ def test_a_worse_revision_is_not(run: Run, planted: Planted) -> None:
 
 def test_what_is_shown_is_what_the_label_gets_wrong(run: Run, planted: Planted) -> None:
     ran = run(corrected(planted))
+    guessed = set()
     for job in ran.revisions:
         prompt = job.request.messages[-1][1]
         label, fires, missed, wrong = re.split(r"Fires:|Missed:|Wrongly guessed:", prompt)
         assert f"Label: {WRONG}" in label
         marks = [re.findall(r"\*\*(.+?)\*\*", part) for part in (fires, missed, wrong)]
         assert set(marks[0]) == set(marks[1]) == {word_of(planted, job)}
-        assert set(marks[2]) == {WRONG}
         assert 1 <= len(re.findall(r"^- ", missed, re.MULTILINE)) <= 4
-        assert 1 <= len(re.findall(r"^- ", wrong, re.MULTILINE)) <= 4
+        assert len(re.findall(r"^- ", wrong, re.MULTILINE)) <= 4
+        guessed |= set(marks[2])
+    assert guessed == {WRONG}  # a feature that fires in most passages may leave none to guess wrongly
 
 
 def test_errors_are_the_largest_gaps_of_the_scoring_set_on_select(run: Run, planted: Planted) -> None:
@@ -113,15 +115,18 @@ def test_errors_are_the_largest_gaps_of_the_scoring_set_on_select(run: Run, plan
     with Store.read(ran.settings.database) as store:
         before = ran.keys.rounds[0].of(store.latest_run())
         errors = Errors(store, before, Texts(store, before.collection_id))
+        n_wrong = 0
         for feature, label in errors.labels.items():
             drawn = store.drawn([label.explanation_id], before.scorer_id, "select")[label.explanation_id]
             fires = {row.passage_id for row in drawn if row.stratum == "A"}
             missed, wrong = errors.worst(feature)
-            assert missed and wrong
+            assert missed
+            n_wrong += len(wrong)
             assert {e.passage for e in missed} <= fires
             assert {e.passage for e in wrong} <= {row.passage_id for row in drawn} - fires
             assert all(0.2 <= e.gap <= 1 for e in (*missed, *wrong))
             assert [e.gap for e in missed] == sorted((e.gap for e in missed), reverse=True)
+        assert n_wrong
 
 
 def test_a_right_label_has_no_errors_to_show(run: Run, planted: Planted) -> None:
