@@ -113,7 +113,7 @@ def test_a_unit_and_its_opposite_promote_opposite_tokens(tiny: dict[str, Path]) 
 
 def test_directions_of_another_width_are_refused_before_any_work(tiny: dict[str, Path], tmp_path: Path) -> None:
     settings = config.load(None, tiny_overrides(tiny, tmp_path))
-    with pytest.raises(DictionaryError, match="width 24.*logit_lens = false"):
+    with pytest.raises(DictionaryError, match=r"width 24.*logit_lens = false"):
         lens.check(Subject.sketch(settings.subject), dictionaries.load(str(write_dictionary(tmp_path / "d", d_in=24))))
 
 
