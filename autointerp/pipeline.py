@@ -14,16 +14,17 @@ from itertools import pairwise
 
 from autointerp import check, collect, corpus, explainers, lens, prompts, score, simulate, targets
 from autointerp import population as populations
-from autointerp.config import Settings
+from autointerp.config import Settings, model_of
 from autointerp.corpus import Shard
 from autointerp.errors import StoreError
 from autointerp.explain import Explaining
 from autointerp.grading import Grading
-from autointerp.llm import Door
+from autointerp.llm import Door, door
+from autointerp.llm.ledger import Ledger
 from autointerp.rows import Run, Split, Stage
 from autointerp.simulators.embedding import resolve_encoder
 from autointerp.store import Store
-from autointerp.subject import Subject, resolve_model
+from autointerp.subject import Subject
 from autointerp.sweep import Replica, load_replicas
 from autointerp.tally import Bar, Tally, peak_memory_mb
 from autointerp.targets import Target
@@ -52,7 +53,7 @@ def prepare(settings: Settings) -> Prepared:
     if asked or settings.explainer.rounds:
         for _, prompt in asked:
             prompts.locate(prompt)
-        resolve_model(settings.explainer.model)
+        door.check(model_of(settings.explainer), settings)
     if settings.simulator.kind == "embedding":
         resolve_encoder(settings.simulator.encoder)
     sketch = Subject.sketch(settings.subject)
@@ -76,6 +77,7 @@ class Pipeline:
     def __init__(self, store: Store, prepared: Prepared, bar: Bar, say: Callable[[str], None]) -> None:
         self.store, self.prepared, self.bar, self.say = store, prepared, bar, say
         self.settings = prepared.settings
+        Ledger.of(store)  # takes over the replies that a killed run had paid for
         self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
 
     def collect(self, shard: Shard | None = None) -> Tally:
@@ -141,6 +143,8 @@ class Pipeline:
             row = Stage(asked.run_id, tally.stage, tally.seconds, tally.tokens, tally.ok, failed, peak_memory_mb())
             self.store.add([row])
             self.store.publish()
+        if tally.stopped is not None:
+            raise tally.stopped
         return tally
 
 
@@ -180,8 +184,8 @@ class Labelling:
 
         Returns the tally of what comes before them.
         """
-        with closing(Door(self.store, self.settings)) as door:
-            explaining = self._explaining(door)
+        with closing(Door(self.store, self.settings)) as opened:
+            explaining = self._explaining(opened)
             tally = self._log(explaining.run(self.target.keys))
             rounds = self.target.keys.rounds
             for earlier, later in pairwise(rounds):
