@@ -132,6 +132,8 @@ class Explaining:
             self._add(rows, tally)
 
     def _add(self, rows: list[Explanation], tally: Tally) -> None:
-        self.store.add(rows)
+        if rows:
+            with self.store.transaction():
+                self.store.add(rows)
         tally.ok += sum(row.status == "ok" for row in rows)
         tally.failed += Counter(row.reason for row in rows if row.reason is not None)

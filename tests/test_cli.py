@@ -162,10 +162,10 @@ BAD_SETTINGS: dict[str, tuple[Callable[[Path], dict[str, object]], tuple[str, ..
     "unknown_simulator": (lambda p: {"simulator__kind": "chat"}, ("chat", "embedding")),
     "missing_encoder": (lambda p: {"simulator__encoder": str(p / "none")}, ("no sentence encoder",)),
     "unknown_prompt": (
-        lambda p: {"explainer__methods": '["llm"]', "explainer__prompt": "explian"},
-        ("no prompt named 'explian'", "known: explain"),
+        lambda p: {"explainer__methods": '["marks:explain-mraks"]'},
+        ("no prompt named 'explain-mraks'", "explain-marks"),
     ),
-    "missing_llm": (lambda p: {"explainer__methods": '["llm"]', "explainer__model": p / "none"}, ("none",)),
+    "missing_llm": (lambda p: {"explainer__methods": '["marks"]', "explainer__model": p / "none"}, ("none",)),
     "unknown_key": (lambda p: {"corpus__token": 5}, ("did you mean 'corpus.tokens'",)),
     "unknown_section": (lambda p: {"corpsu__tokens": 5}, ("did you mean 'corpus'",)),
     "wrong_type": (lambda p: {"corpus__tokens": "many"}, ("corpus.tokens", "many")),

@@ -336,7 +336,7 @@ def interrupted(tiny: dict[str, Path]) -> dict[str, Resumed]:
 @pytest.fixture(scope="module")
 def interrupted_llm(tiny: dict[str, Path]) -> dict[str, Resumed]:
     """Runs in which the tiny subject also explains."""
-    asked = {"explainer__methods": '["mined", "llm"]', "explainer__model": tiny["subject"],
+    asked = {"explainer__methods": '["mined", "marks"]', "explainer__model": tiny["subject"],
              "explainer__max_new_tokens": 6,
              "explainer__excerpts": 2, "explainer__batch": 2}  # fmt: skip
     return kill_and_resume(tiny, tiny["root"] / "interrupted_llm", LLM_KILLS, **SMALL, **asked)
@@ -422,7 +422,7 @@ def test_explainers_are_shown_passages_of_explain_documents_alone(
         return original(self, passage)
 
     monkeypatch.setattr(Texts, "row", row)
-    settings = quick_settings(tiny, copied, explainer__methods='["mined", "llm"]', explainer__model=tiny["subject"],
+    settings = quick_settings(tiny, copied, explainer__methods='["mined", "marks"]', explainer__model=tiny["subject"],
                               explainer__max_new_tokens=2, explainer__candidates=4)  # fmt: skip
     prepared = prepare(settings)
     with Store.create(settings.database) as store, Bar(enabled=False) as bar:
@@ -544,7 +544,7 @@ def test_an_explainer_added_later_is_compared_with_the_old_on_the_same_passages(
             return [Reply(next(words), "words", 1, 1, 0.0) for _ in requests]
 
     monkeypatch.setattr("autointerp.llm.local.LocalProvider", Provider)
-    asked = {"explainer__methods": '["mined", "llm"]', "explainer__model": tiny["subject"]}
+    asked = {"explainer__methods": '["mined", "marks"]', "explainer__model": tiny["subject"]}
     settings = quick_settings(tiny, copied, **asked)
     run_all(settings)
     labels = query(
@@ -554,7 +554,7 @@ def test_an_explainer_added_later_is_compared_with_the_old_on_the_same_passages(
         "AND d.scorer_id = (SELECT scorer_id FROM run ORDER BY asked_at DESC LIMIT 1) "
         "GROUP BY e.feature, e.method, e.explanation_id",
     )
-    if {method for _, method, *_ in labels} != {"mined", "llm"}:
+    if {method for _, method, *_ in labels} != {"mined", "marks"}:
         raise RuntimeError("the test needs labels of both")
     for feature in {row[0] for row in labels}:
         union = {p for f, _, _, hard in labels if f == feature for p in hard or []}
