@@ -202,7 +202,7 @@ class ExplainerSection(ModelSection):
         ("mined",),
         description="any of: mined, marks, contrastive, token-act, max-act-logits, structured; the best on select wins",
     )
-    excerpts: Positive = Field(20, description="excerpts shown to a model, strong to weak; longer ones count for more")
+    excerpts: Positive = Field(24, description="excerpts shown to a model, strong to weak; longer ones count for more")
     samples: Positive = Field(3, description="labels that a model is asked for; structured: as many calls")
     temperature: float = Field(1.0, ge=0, description="of the calls after the first, where samples are calls")
     logit_lens: bool = Field(False, description="also show the tokens that the feature's decoder direction promotes")

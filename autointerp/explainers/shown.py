@@ -18,6 +18,7 @@ from autointerp.text import Word, words
 
 CONTEXT_WORDS = 16  # words shown on each side of an excerpt's strongest token
 MARK_SHARE = 0.3  # tokens above this share of the excerpt's peak are marked
+TOP_SHARE = 4  # one in so many excerpts is of the strongest there are
 OWN_TOKENS = 5  # the feature's heaviest tokens: silent passages that hold one look alike
 MAX_TOKENS = 256  # of a passage
 
@@ -45,14 +46,20 @@ class Shown:
         self.store, self.evidence, self.seed, self._promoted = store, evidence, seed, promoted
         self.collection_id = evidence.collection_id
 
-    def quantiles(self, feature: int, n: int) -> list[Firing]:
-        """Up to n firing passages at evenly spaced quantiles of the peak, strongest first."""
+    def spread(self, feature: int, n: int) -> list[Firing]:
+        """Up to n firing passages, strongest first: some of the top list, the others at even quantiles of the peak.
+
+        Most activation is on few passages, so a uniform sample of a frequent feature may hold none of the strongest; a
+        label made of those alone would be too narrow.
+        """
+        top = self.store.excerpts(self.collection_id, feature, "explain", "top")
         sample = self.store.excerpts(self.collection_id, feature, "explain", "sample")
+        n_top = min(n // TOP_SHARE, len(top.passage))
         order = np.argsort(-sample.peak, kind="stable")
-        if not len(order):
-            return []
-        places = np.unique(np.linspace(0, len(order) - 1, min(n, len(order))).round().astype(int))
-        return self._firing(sample, order[places])
+        order = order[~np.isin(sample.passage[order], top.passage[:n_top])]
+        places = np.unique(np.linspace(0, len(order) - 1, min(n - n_top, len(order))).round().astype(int))
+        found = [*self._firing(top, np.arange(n_top)), *self._firing(sample, order[places])]
+        return sorted(found, key=lambda passage: -max(passage.values))
 
     def strongest(self, feature: int, n: int) -> list[Firing]:
         """The n firing passages of the highest peak; of the uniform sample where no top list is kept."""
@@ -113,25 +120,32 @@ def marked(strings: Sequence[str], positions: Sequence[int], values: Sequence[fl
 
 def around(strings: Sequence[str], position: int, strong: set[int] | None = None) -> str:
     """The words around a token, on one line; with `strong`, words that hold one of these positions, and the word at
-    `position`, are marked."""
+    `position`, are marked, neighbours together."""
     found = words(strings)
     if not found:
         return " ".join("".join(strings).split())
     # The token may be a space or a line end: then the next word stands for it.
     place = next((i for i, word in enumerate(found) if word.last > position), len(found) - 1)
     marks = set() if strong is None else {*strong, found[place].first}
-    return _joined(found[max(place - CONTEXT_WORDS, 0) : place + CONTEXT_WORDS + 1], marks)
-
-
-def _joined(found: Sequence[Word], marks: set[int]) -> str:
+    window = slice(max(place - CONTEXT_WORDS, 0), place + CONTEXT_WORDS + 1)
+    spaced = list(zip(found, _spaces("".join(strings), found), strict=True))
     pieces: list[str] = []
-    previous_end = None
+    inside = False
+    for word, space in spaced[window]:
+        fires = any(t in marks for t in range(word.first, word.last))
+        pieces += ["**" * (inside and not fires), space if pieces else "", "**" * (fires and not inside), word.text]
+        inside = fires
+    return "".join([*pieces, "**" * inside])
+
+
+def _spaces(text: str, found: Sequence[Word]) -> list[str]:
+    """What stands before each word, as at most one space: between words there is nothing but white space."""
+    spaces, at = [], 0
     for word in found:
-        text = f"**{word.text}**" if any(t in marks for t in range(word.first, word.last)) else word.text
-        glued = not word.text[0].isalnum() or (previous_end is not None and previous_end in "'’-(")
-        pieces.append(text if glued or not pieces else " " + text)
-        previous_end = word.text[-1]
-    return "".join(pieces)
+        start = text.index(word.text, at)
+        spaces.append(" " if start > at else "")
+        at = start + len(word.text)
+    return spaces
 
 
 def listed(lines: Sequence[str]) -> str:

@@ -8,13 +8,13 @@ the largest of the passages shown, and a token that would break its line is writ
 from autointerp.explainers.method import Evidence, Method
 from autointerp.explainers.shown import Firing, Shown, visible
 
-SHARE = 4  # one whole passage for so many excerpts of other methods: it is four times as long
+SHARE = 5  # one whole passage for so many excerpts of other methods: it is five times as long
 REPEAT_BELOW = 0.2  # share of firing tokens under which they are repeated alone
 
 
 def evidence(shown: Shown, feature: int, excerpts: int) -> Evidence | None:
     """The strongest passages as lists, and their firing tokens as lists."""
-    found = shown.strongest(feature, max(excerpts // SHARE, 1))
+    found = shown.strongest(feature, -(-excerpts // SHARE))
     if not found:
         return None
     a_max = shown.a_max(feature)
