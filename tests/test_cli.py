@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from autointerp import __version__, cli, export
+from autointerp.prompts import packaged_folder
 
 from .conftest import write_dictionary
 from .test_pipeline import finished_run, quick_overrides, rows
@@ -504,7 +505,8 @@ def test_init_writes_a_configuration_and_the_prompts_that_then_work(
     ended = autointerp("init", tmp_path / "study")
     assert ended.code == 0
     made = left(tmp_path / "study")
-    assert made == ["config.toml", "prompts/explain.md"]
+    packaged = sorted(path.name for path in packaged_folder().glob("*.md"))
+    assert made == ["config.toml", *(f"prompts/{name}" for name in packaged)]
     assert sorted(Path(line) for line in ended.out.splitlines()) == sorted(
         tmp_path / "study" / name for name in made
     )
@@ -517,12 +519,12 @@ def test_init_writes_a_configuration_and_the_prompts_that_then_work(
 
 def test_init_leaves_existing_files_alone(autointerp: Autointerp, tmp_path: Path) -> None:
     (tmp_path / "study" / "prompts").mkdir(parents=True)
-    for name in ("config.toml", "prompts/explain.md", "prompts/mine.md"):
+    for name in ("config.toml", "prompts/explain-marks.md", "prompts/mine.md"):
         (tmp_path / "study" / name).write_text(f"mine: {name}")
     ended = autointerp("init", tmp_path / "study")
     assert ended.code == 0
     assert ended.out.count("left alone") == 2
-    for name in ("config.toml", "prompts/explain.md", "prompts/mine.md"):
+    for name in ("config.toml", "prompts/explain-marks.md", "prompts/mine.md"):
         assert (tmp_path / "study" / name).read_text() == f"mine: {name}"
 
 
