@@ -75,7 +75,7 @@ def asking() -> list[Row]:
     """The rows of the door to language models."""
     rows, cpu_ms = [], []
     for provider in ("openai", "anthropic"):
-        found = llm.throughput(provider)
+        found = sorted(llm.throughput(provider) for _ in range(3))[1]  # the median of three, by throughput
         cpu_ms.append(found.cpu_ms)
         rows.append(row(f"llm/throughput-{provider}", found.ratio, "of the ideal", at_least=0.90))
         rows.append(row(f"llm/throughput-{provider}/calls", found.per_second, "calls/s"))
