@@ -66,7 +66,7 @@ def prepare(settings: Settings) -> Prepared:
         populations.check_selection(
             settings.features.select, dictionary.name, dictionary.width, prepared.names, target.features
         )
-        if settings.explainer.logit_lens:
+        if settings.explainer.logit_lens and (asked or settings.explainer.rounds):
             lens.check(sketch, dictionary)
     return prepared
 
