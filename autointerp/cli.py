@@ -321,8 +321,8 @@ def merge(
 
 _asking_stage("explain", lambda p: p.explain(), """Propose labels for the selected features.
 
-        autointerp explain --set explainer.methods='["mined", "llm"]'
-        autointerp explain --set explainer.methods='["llm"]' --set explainer.provider=anthropic --budget-usd 2
+        autointerp explain --set explainer.methods='["mined", "marks"]'
+        autointerp explain --set explainer.methods='["marks"]' --set explainer.provider=anthropic --budget-usd 2
     """)  # fmt: skip
 _asking_stage("simulate", lambda p: p.simulate_all(), """Predict held-out activations from every label.
 

@@ -23,13 +23,16 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
-EXPLAINERS = ("mined", "llm")
+EXPLAINERS = ("mined", "marks", "contrastive", "token-act", "max-act-logits", "structured")
 PROVIDERS = {  # who runs a model, and which one where none is named
     "local": "HuggingFaceTB/SmolLM2-135M-Instruct",
     "openai": "gpt-6-luna",
     "anthropic": "claude-haiku-5-5",
 }
 SIMULATORS = ("embedding", "lookup")
+GONE = {  # keys of earlier releases, and what has taken their place
+    "explainer.prompt": 'name the prompt file behind its method, methods = ["marks:my-prompt"]',
+}
 
 
 class Section(BaseModel):
@@ -200,25 +203,44 @@ def model_of(section: ModelSection) -> "Model":
 class ExplainerSection(ModelSection):
     """Who proposes labels."""
 
-    methods: tuple[str, ...] = Field(("mined",), description="any of: mined, llm; the best candidate wins on select")
-    prompt: str = Field("explain", description="prompt file (prompts/<name>.md) of the llm method")
-    excerpts: Positive = Field(12, description="excerpts shown to the llm, drawn from the quantiles of the peak")
+    methods: tuple[str, ...] = Field(
+        ("mined",),
+        description="any of: mined, marks, contrastive, token-act, max-act-logits, structured; the best on select wins",
+    )
+    excerpts: Positive = Field(24, description="excerpts shown to a model, strong to weak; longer ones count for more")
+    samples: Positive = Field(3, description="labels that a model is asked for; structured: as many calls")
+    temperature: float = Field(1.0, ge=0, description="of the calls after the first, where samples are calls")
+    logit_lens: bool = Field(False, description="also show the tokens that the feature's decoder direction promotes")
+    rounds: Count = Field(0, description="rounds that show a model the worst errors on select of each best label")
     candidates: Positive = Field(8, description="labels that the mined method proposes per feature")
     max_words: Positive = Field(12, description="longer labels are refused as unparsed")
-    max_new_tokens: Positive = Field(32, description="length limit of the llm's reply")
+    max_new_tokens: Positive = Field(512, description="length limit of a model's reply")
     batch: Positive = Field(8, description="prompts per batch of the local provider")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_an_earlier_release(cls, value: Any) -> Any:
+        """Settings in a database may hold `prompt`, which the entries of `methods` have taken over."""
+        return {key: entry for key, entry in value.items() if key != "prompt"} if isinstance(value, dict) else value
 
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        for method in methods:
-            if method not in EXPLAINERS:
-                raise ValueError(
-                    f"unknown method {method!r}{nearest(method, EXPLAINERS)}; known: {', '.join(EXPLAINERS)}"
-                )
-        if not methods:
+        """Each `method`, or `method:prompt-file`. What used to be called llm is marks."""
+        found = []
+        for entry in methods:
+            name, colon, prompt = entry.partition(":")
+            name = "marks" if name == "llm" else name
+            if name not in EXPLAINERS:
+                raise ValueError(f"unknown method {name!r}{nearest(name, EXPLAINERS)}; known: {', '.join(EXPLAINERS)}")
+            if colon and (name == "mined" or not prompt):
+                raise ValueError(f"{entry!r}: expected a method and its prompt file, such as marks:my-prompt")
+            found.append(name + colon + prompt)
+        if not found:
             raise ValueError("at least one method is needed")
-        return methods
+        if twice := {entry for entry in found if found.count(entry) > 1}:
+            raise ValueError(f"{min(twice)!r} stands there twice")
+        return tuple(found)
 
 
 class SimulatorSection(Section):
@@ -424,6 +446,8 @@ def _refuse_unknown(tables: dict[str, Any], source: str) -> None:
             if not isinstance(one, dict):
                 raise ConfigError(f"{source}: [{section}] must be a table of keys, not {type(one).__name__}")
             for key in one:
+                if f"{section}.{key}" in GONE:
+                    raise ConfigError(f"{source}: {section}.{key} is no longer a key: {GONE[f'{section}.{key}']}")
                 if f"{section}.{key}" not in known:
                     raise ConfigError(f"{source}: unknown key {section}.{key}{nearest(f'{section}.{key}', known)}")
 

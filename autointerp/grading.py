@@ -3,6 +3,7 @@
 Everything is made on first use, so a run with nothing pending loads nothing.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -28,6 +29,15 @@ class Grading:
         self._known: set[int] = set()
         self._sample: tuple[tuple[int, Split], Excerpts] | None = None
         self._claimed: dict[tuple[Split, str], NDArray[np.bool_]] = {}  # [panel passage]
+
+    def for_run(self, run: Run) -> "Grading":
+        """The same means for another set of candidates of the same collection: what has been loaded is shared."""
+        if run == self.run:
+            return self
+        found = copy.copy(self)
+        found.run, found._claimed = run, {}
+        found.__dict__.pop("threshold", None)  # fitted on the candidates
+        return found
 
     @cached_property
     def texts(self) -> Texts:

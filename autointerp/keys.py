@@ -6,12 +6,15 @@ prompt or weight file gives new keys and so new work beside the old; nothing is 
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autointerp import __version__, corpus, prompts, streams
 from autointerp.config import DictionarySection, Settings, fingerprint, model_of
 from autointerp.dictionary import Dictionary
+from autointerp.explainers import Method, named
+from autointerp.explainers.method import LENS_PART
+from autointerp.explainers.revise import METHOD as REVISE
 from autointerp.rows import Run
 from autointerp.subject import Subject, resolve_model
 
@@ -23,9 +26,18 @@ class Keys:
     dictionary: str  # its name
     collection_id: str
     hookpoint: str  # canonical text
-    explainers: dict[str, str]  # method -> explainer_id
+    rounds: tuple["Round", ...]  # one more than explainer.rounds; the last holds everything
     simulator_id: str
-    scorer_id: str
+
+    @property
+    def explainers(self) -> dict[str, str]:
+        """Method -> explainer_id, those of all rounds."""
+        return self.rounds[-1].explainers
+
+    @property
+    def scorer_id(self) -> str:
+        """The scoring design of the grades that are printed."""
+        return self.rounds[-1].scorer_id
 
     def run(self, settings: Settings, place: int) -> Run:
         """The run row: these ids beside the settings that they came from. `place`: which of their dictionaries."""
@@ -45,6 +57,18 @@ class Keys:
             dictionary=self.dictionary,
             place=place,
         )
+
+
+@dataclass(frozen=True)
+class Round:
+    """What is compared on select after some rounds of revising: the explainers so far, and their scoring design."""
+
+    explainers: dict[str, str]  # method -> explainer_id
+    scorer_id: str
+
+    def of(self, run: Run) -> Run:
+        """A run cut down to this round."""
+        return replace(run, explainer_ids=sorted(self.explainers.values()), scorer_id=self.scorer_id)
 
 
 def keys(settings: Settings, sketch: Subject, section: DictionarySection, dictionary: Dictionary) -> Keys:
@@ -70,19 +94,35 @@ def keys(settings: Settings, sketch: Subject, section: DictionarySection, dictio
     if dictionary.wanted is not None:
         collected["features"] = dictionary.wanted.tolist()
     collection_id = fingerprint(collected)
-    explainers = {method: explainer_id(settings, method) for method in settings.explainer.methods}
     simulator_id = fingerprint([settings.simulator.model_dump(), SIMULATOR_VERSION])
+    return Keys(dictionary.name, collection_id, hookpoint, _rounds(settings, simulator_id), simulator_id)
+
+
+def _rounds(settings: Settings, simulator_id: str) -> tuple[Round, ...]:
+    """Round by round: a revision is made from what the rounds before it scored, so its id holds theirs."""
+    explainers = {method: explainer_id(settings, method) for method in settings.explainer.methods}
+    found = [Round(explainers, _scorer_id(settings, simulator_id, explainers))]
+    for i in range(1, settings.explainer.rounds + 1):
+        earlier = found[-1]
+        revised = fingerprint([_asked(settings, REVISE, REVISE.prompt), simulator_id, earlier.scorer_id, i])
+        explainers = earlier.explainers | {f"{REVISE.name}-{i}": revised}
+        found.append(Round(explainers, _scorer_id(settings, simulator_id, explainers)))
+    return tuple(found)
+
+
+def _scorer_id(settings: Settings, simulator_id: str, explainers: dict[str, str]) -> str:
+    """Hash of whatever decides which passages are drawn.
+
+    The simulator, whose claims B is made of; the selected features, whose labels its threshold is fitted on and nulls
+    are taken from; and the explainers, because the candidates of a feature are ranked on the union of their B.
+    """
     score = settings.score
-    # The design holds whatever decides which passages are drawn: the simulator, whose claims B is made of; the
-    # selected features, whose labels its threshold is fitted on and nulls are taken from; and the explainers, because
-    # the candidates of a feature are ranked on the union of their B.
     design = [score.model_dump(), simulator_id, sorted(explainers.values()), settings.features.model_dump()]
-    scorer_id = fingerprint([*design, settings.run.seed, SCORER_VERSION])
-    return Keys(dictionary.name, collection_id, hookpoint, explainers, simulator_id, scorer_id)
+    return fingerprint([*design, settings.run.seed, SCORER_VERSION])
 
 
 # Raised when the code of a stage changes what it would write for the same settings.
-EXPLAINER_VERSION = {"mined": 1, "llm": 1}
+MINED_VERSION = 1  # those of methods that ask a model stand beside their code
 SIMULATOR_VERSION = 1
 SCORER_VERSION = 1
 
@@ -92,18 +132,28 @@ def shard_collection_id(whole: str, shards: Sequence[str]) -> str:
     return fingerprint([whole, sorted(shards)])
 
 
-def explainer_id(settings: Settings, method: str) -> str:
-    """Hash of method, prompt, model and the parameters that the method uses."""
+def explainer_id(settings: Settings, entry: str) -> str:
+    """Hash of method, prompt, model and the parameters that the method uses, for an entry of `explainer.methods`."""
     cfg = settings.explainer
-    used: list[object] = [method, EXPLAINER_VERSION[method], cfg.max_words, settings.run.seed]
-    if method == "mined":
-        used += [cfg.candidates]
-    if method == "llm":
-        model = model_of(cfg)
-        used += [model.provider, model.name, prompts.fingerprint(cfg.prompt), cfg.excerpts, cfg.max_new_tokens]
-        if model.base_url is not None:  # another server may serve another model under the same name
-            used.append({"base_url": model.base_url})
-    return fingerprint(used)
+    if entry == "mined":
+        return fingerprint(["mined", MINED_VERSION, cfg.max_words, settings.run.seed, cfg.candidates])
+    return fingerprint(_asked(settings, *named(entry)))
+
+
+def _asked(settings: Settings, method: Method, prompt: str) -> list[object]:
+    """What the labels of a method that asks a model depend on."""
+    cfg, model = settings.explainer, model_of(settings.explainer)
+    used: list[object] = [
+        method.name, method.version, cfg.max_words, settings.run.seed, model.provider, model.name,
+        prompts.fingerprint(prompt), cfg.excerpts, cfg.samples, cfg.max_new_tokens,
+    ]  # fmt: skip
+    if model.base_url is not None:  # another server may serve another model under the same name
+        used.append({"base_url": model.base_url})
+    if not method.one_reply:
+        used.append({"temperature": cfg.temperature})
+    if cfg.logit_lens:
+        used.append({"lens": prompts.fingerprint(LENS_PART)})
+    return used
 
 
 def corpus_fingerprint(source: str) -> list[object]:

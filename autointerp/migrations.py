@@ -155,6 +155,13 @@ STEPS: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "m006_structured_labels",
+        """
+        ALTER TABLE explanation ADD COLUMN rules VARCHAR;
+        ALTER TABLE explanation ADD COLUMN excerpts INTEGER;
+        """,
+    ),
+    (
         "m007_neighbour",
         """
         CREATE TABLE neighbour (

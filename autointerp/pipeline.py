@@ -1,21 +1,25 @@
 """The order of the stages, and what is checked before any of them works.
 
-`autointerp run` = collect -> explain -> simulate(select) -> score(select) -> simulate(score) -> score(score) -> report,
-export. Stages do not know one another; what passes between them are tables.
+`autointerp run` = collect -> explain -> [simulate(select) -> score(select) -> revise] x rounds -> simulate(select) ->
+score(select) -> simulate(score) -> score(score) -> report, export. Stages do not know one another; what passes between
+them are tables.
 """
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
 
-from autointerp import check, collect, corpus, explain, prompts, relate, score, simulate, targets
+from autointerp import check, collect, corpus, explainers, lens, prompts, relate, score, simulate, targets
 from autointerp import population as populations
 from autointerp.config import Settings, model_of
 from autointerp.corpus import Shard
 from autointerp.errors import StoreError
+from autointerp.explain import Explaining
 from autointerp.grading import Grading
-from autointerp.llm import door
+from autointerp.llm import Door, door
 from autointerp.llm.ledger import Ledger
 from autointerp.rows import Run, Split, Stage
 from autointerp.sample import Sample
@@ -46,8 +50,10 @@ def prepare(settings: Settings) -> Prepared:
     Raises a UserError naming the first thing that is missing or does not fit.
     """
     corpus.check(settings.corpus)
-    if "llm" in settings.explainer.methods:
-        prompts.locate(settings.explainer.prompt)
+    asked = [explainers.named(entry) for entry in settings.explainer.methods if entry != "mined"]
+    if asked or settings.explainer.rounds:
+        for _, prompt in asked:
+            prompts.locate(prompt)
         door.check(model_of(settings.explainer), settings)
     if settings.simulator.kind == "embedding":
         resolve_encoder(settings.simulator.encoder)
@@ -61,6 +67,8 @@ def prepare(settings: Settings) -> Prepared:
         populations.check_selection(
             settings.features.select, dictionary.name, dictionary.width, prepared.names, target.features
         )
+        if settings.explainer.logit_lens and (asked or settings.explainer.rounds):
+            lens.check(sketch, dictionary)
     return prepared
 
 
@@ -184,13 +192,32 @@ class Labelling:
         ))  # fmt: skip
 
     def explain(self) -> Tally:
-        """Stage 2."""
-        grading = self.grading
-        features = grading.run.features or []
+        """Stage 2, with its rounds of revision: each is made from what the candidates before it scored on select.
+
+        Returns the tally of what comes before them.
+        """
+        with closing(Door(self.store, self.settings)) as opened:
+            explaining = self._explaining(opened)
+            tally = self._log(explaining.run(self.target.keys))
+            rounds = self.target.keys.rounds
+            for earlier, later in pairwise(rounds):
+                self.grading = self.grading.for_run(earlier.of(self.grading.run))
+                self.simulate("select")
+                self.score("select")
+                (name,) = later.explainers.keys() - earlier.explainers.keys()
+                self._log(explaining.revise(earlier, name, later.explainers[name], self.asked))
+            self.grading = self.grading.for_run(rounds[-1].of(self.grading.run))
+        return tally
+
+    def _explaining(self, door: Door) -> Explaining:
+        features = self.grading.run.features or []
+        wanted = self.settings.explainer.logit_lens
+        promoted = lens.Lens(self.settings.subject, self.target.dictionary).promoted if wanted else None
         # Evidence is only read when a feature is pending, which the stage finds out first.
-        return self._log(explain.run(
-            self.store, self.settings, self.target.keys, features, lambda: grading.evidence, self.pipeline.bar
-        ))  # fmt: skip
+        return Explaining(
+            self.store, self.settings, features, lambda: self.grading.evidence, door, self.pipeline.bar,
+            promoted,
+        )  # fmt: skip
 
     def simulate(self, split: Split) -> Tally:
         """Stage 3 on one split."""

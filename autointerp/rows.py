@@ -203,13 +203,15 @@ class Explanation(Row):
     collection_id: Annotated[str, "collection whose excerpts were shown"]
     feature: Annotated[int, "index of the feature"]
     explainer_id: Annotated[str, "hash of method, prompt, model and parameters"]
-    method: Annotated[str, "mined, llm"]
+    method: Annotated[str, "as in explainer.methods: mined, marks, marks:my-prompt ...; or revise-1, revise-2 ..."]
     model: Annotated[str | None, "model asked; NULL where none was"]
     draw: Annotated[int, "0 is the first candidate of this explainer for this feature"]
     status: Annotated[Status, "ok, or why there is no label"]
     label: Annotated[str | None, "the label; NULL unless ok"]
     reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
     call_id: Annotated[str | None, "the request and reply behind it; NULL where no model was asked"]
+    rules: Annotated[str | None, "the structured form as JSON, as in rules.py; NULL where there is none"] = None
+    excerpts: Annotated[int | None, "passages shown to a model; fewer where its context is short"] = None
 
 
 @dataclass(frozen=True, slots=True)

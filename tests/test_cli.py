@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from autointerp import __version__, cli, export
+from autointerp.prompts import packaged_folder
 
 from .conftest import write_dictionary
 from .test_pipeline import finished_run, quick_overrides, rows
@@ -162,10 +163,10 @@ BAD_SETTINGS: dict[str, tuple[Callable[[Path], dict[str, object]], tuple[str, ..
     "unknown_simulator": (lambda p: {"simulator__kind": "chat"}, ("chat", "embedding")),
     "missing_encoder": (lambda p: {"simulator__encoder": str(p / "none")}, ("no sentence encoder",)),
     "unknown_prompt": (
-        lambda p: {"explainer__methods": '["llm"]', "explainer__prompt": "explian"},
-        ("no prompt named 'explian'", "known: explain"),
+        lambda p: {"explainer__methods": '["marks:explain-mraks"]'},
+        ("no prompt named 'explain-mraks'", "explain-marks"),
     ),
-    "missing_llm": (lambda p: {"explainer__methods": '["llm"]', "explainer__model": p / "none"}, ("none",)),
+    "missing_llm": (lambda p: {"explainer__methods": '["marks"]', "explainer__model": p / "none"}, ("none",)),
     "unknown_key": (lambda p: {"corpus__token": 5}, ("did you mean 'corpus.tokens'",)),
     "unknown_section": (lambda p: {"corpsu__tokens": 5}, ("did you mean 'corpus'",)),
     "wrong_type": (lambda p: {"corpus__tokens": "many"}, ("corpus.tokens", "many")),
@@ -504,7 +505,8 @@ def test_init_writes_a_configuration_and_the_prompts_that_then_work(
     ended = autointerp("init", tmp_path / "study")
     assert ended.code == 0
     made = left(tmp_path / "study")
-    assert made == ["config.toml", "prompts/explain.md", "prompts/repair.md"]
+    packaged = sorted(path.name for path in packaged_folder().glob("*.md"))
+    assert made == ["config.toml", *(f"prompts/{name}" for name in packaged)]
     assert sorted(Path(line) for line in ended.out.splitlines()) == sorted(
         tmp_path / "study" / name for name in made
     )
@@ -517,12 +519,12 @@ def test_init_writes_a_configuration_and_the_prompts_that_then_work(
 
 def test_init_leaves_existing_files_alone(autointerp: Autointerp, tmp_path: Path) -> None:
     (tmp_path / "study" / "prompts").mkdir(parents=True)
-    for name in ("config.toml", "prompts/explain.md", "prompts/mine.md"):
+    for name in ("config.toml", "prompts/explain-marks.md", "prompts/mine.md"):
         (tmp_path / "study" / name).write_text(f"mine: {name}")
     ended = autointerp("init", tmp_path / "study")
     assert ended.code == 0
     assert ended.out.count("left alone") == 2
-    for name in ("config.toml", "prompts/explain.md", "prompts/mine.md"):
+    for name in ("config.toml", "prompts/explain-marks.md", "prompts/mine.md"):
         assert (tmp_path / "study" / name).read_text() == f"mine: {name}"
 
 

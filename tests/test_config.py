@@ -98,8 +98,9 @@ def test_the_last_of_two_overrides_wins() -> None:
         ("dictionary.name=5", "dictionary", "name", "5"),
         ("subject.model=owner/model", "subject", "model", "owner/model"),
         ("run.results=/tmp/some where", "run", "results", Path("/tmp/some where")),
-        ('explainer.methods=["mined", "llm"]', "explainer", "methods", ("mined", "llm")),
-        ("explainer.methods=['llm']", "explainer", "methods", ("llm",)),
+        ('explainer.methods=["mined", "llm"]', "explainer", "methods", ("mined", "marks")),
+        ("explainer.methods=['llm']", "explainer", "methods", ("marks",)),  # its name in the first release
+        ("explainer.methods=['marks:mine', 'marks']", "explainer", "methods", ("marks:mine", "marks")),
     ],
 )
 def test_an_override_is_read_as_toml_or_as_text_where_the_key_holds_text(
@@ -179,7 +180,8 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         "features.max_density=1.5", "features.max_density=nan", "collect.context_tokens=0", "subject.max_norm_ratio=1",
         "subject.dtype=float64", "explainer.methods=[]", "explainer.methods=mined", "explainer.provider=nobody",
         "simulator.kind=nothing", "collect.passage_tokens=100", "run.name=a/b", "run.name=..", "run.name=",
-        "subject.batch_contexts=0", "score.bootstrap=0",
+        "subject.batch_contexts=0", "score.bootstrap=0", "explainer.methods=['mined:x']", "explainer.methods=['marks:']",
+        "explainer.methods=['marks', 'llm']", "explainer.rounds=-1", "explainer.samples=0", "explainer.temperature=-1",
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_with_its_key(override: str) -> None:
@@ -192,6 +194,13 @@ def test_a_value_that_cannot_be_is_refused_with_its_key(override: str) -> None:
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     message = refusal(None, 'explainer.methods=["mine"]')
     assert "did you mean 'mined'" in message
+
+
+def test_a_key_that_is_gone_says_what_has_taken_its_place(tmp_path: Path) -> None:
+    assert "marks:my-prompt" in refusal(None, "explainer.prompt=explain")
+    made = config.load(None).model_dump()
+    made["explainer"]["prompt"] = "explain"  # as in the database of an earlier release
+    assert Settings.model_validate(made) == config.load(None)
 
 
 def test_passages_longer_than_a_byte_can_count_are_refused() -> None:

@@ -67,7 +67,7 @@ def test_labels_of_both_providers_and_of_counts_are_in_one_database(
     with Store.read(results / "t" / "run.duckdb") as store:
         found = store.query("SELECT method, model, count(DISTINCT feature) FROM explanation GROUP BY ALL ORDER BY ALL")[1]
         spent = store.spending()
-    assert found == [("llm", "claude-haiku-5-5", 6), ("llm", "gpt-6-luna", 6), ("mined", None, 6)]
+    assert found == [("marks", "claude-haiku-5-5", 6), ("marks", "gpt-6-luna", 6), ("mined", None, 6)]
     assert [(line["stage"], line["provider"], line["calls"], line["unpriced"]) for line in spent] == [
         ("explain", "anthropic", 6, 0), ("explain", "openai", 6, 0)
     ]  # fmt: skip
@@ -238,9 +238,9 @@ def test_providers_models_and_servers_are_explainers_of_their_own_and_the_defaul
         ["explainer.provider=openai", "explainer.model=m", "explainer.base_url=http://a/v1"],
         ["explainer.provider=openai", "explainer.model=m", "explainer.base_url=http://b/v1"],
     ]  # fmt: skip
-    ids = [explainer_id(config.load(config.packaged_file(), change), "llm") for change in changes]
+    ids = [explainer_id(config.load(config.packaged_file(), change), "marks") for change in changes]
     assert len(set(ids)) == len(ids)
     named = config.load(config.packaged_file(), ["explainer.model=HuggingFaceTB/SmolLM2-135M-Instruct"])
-    assert ids[0] == explainer_id(named, "llm")
+    assert ids[0] == explainer_id(named, "marks")
     faster = config.load(config.packaged_file(), ["llm.max_in_flight=3", "llm.budget_usd=1", "explainer.batch=2"])
-    assert ids[0] == explainer_id(faster, "llm")
+    assert ids[0] == explainer_id(faster, "marks")

@@ -47,11 +47,11 @@ def test_what_is_filled_in_is_never_read_as_a_template(text: str) -> None:
 
 
 def test_the_prompts_of_the_working_folder_come_before_the_packaged_ones(folder: Path) -> None:
-    packaged = prompts.locate("explain")
+    packaged = prompts.locate("explain-marks")
     assert packaged.parent == prompts.packaged_folder()
-    write(folder, "explain", "# system\nmine\n# user\nmine\n")
-    assert prompts.locate("explain").resolve() == folder / "prompts" / "explain.md"
-    assert prompts.fill("explain")[0]["content"] == "mine"
+    write(folder, "explain-marks", "# system\nmine\n# user\nmine\n")
+    assert prompts.locate("explain-marks").resolve() == folder / "prompts" / "explain-marks.md"
+    assert prompts.fill("explain-marks")[0]["content"] == "mine"
 
 
 def test_an_unknown_prompt_is_refused_with_the_known_ones() -> None:
@@ -75,15 +75,16 @@ def test_the_fingerprint_follows_the_text_of_the_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted({p.stem for p in prompts.packaged_folder().glob("*.md")} - {"repair"}))
-def test_every_packaged_prompt_has_one_system_and_one_user_section(name: str) -> None:
+def test_every_packaged_prompt_can_be_filled_and_ends_with_the_user(name: str) -> None:
     import string
 
     holes = {
         field for _, field, _, _ in string.Formatter().parse(prompts.locate(name).read_text("utf-8")) if field
     }
     messages = prompts.fill(name, **dict.fromkeys(holes, "FILLED"))
-    assert messages[0]["role"] == "system"
     assert messages[-1]["role"] == "user"
+    if len(messages) > 1:  # a part of another prompt, or of a conversation, is one message
+        assert [m["role"] for m in messages[:2]] == ["system", "user"]
     assert "FILLED" in messages[-1]["content"]
     assert all(message["content"] for message in messages)
 

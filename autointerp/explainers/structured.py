@@ -1,0 +1,25 @@
+"""`structured`: the evidence of `marks`, answered by rules that can be executed.
+
+The rules say on what the feature fires, where, how strongly and with which exceptions (`autointerp.rules`); beside them
+stands a label of a few words, so that every simulator can read the same row. Several candidates are several calls: a
+set of rules is long, and one reply with three of them repeats itself.
+"""
+
+from autointerp import rules
+from autointerp.errors import ReplyError
+from autointerp.explainers import marks
+from autointerp.explainers.method import Method
+from autointerp.explainers.replies import Candidate, Given, answer, clean_label, json_in
+
+
+def read(reply: str, given: Given, wanted: int, max_words: int) -> list[Candidate]:
+    """One candidate with its rules. Raises ReplyError where rules or label cannot be used."""
+    value = json_in(answer(reply))
+    if value is None:
+        raise ReplyError("bad_json", "expected a JSON object with `label` and `rules`")
+    found = rules.parse(value)
+    label = clean_label(found.label, given, max_words)
+    return [Candidate(label, rules=rules.Rules(label, found.rules).text)]
+
+
+METHOD = Method("structured", marks.evidence, read, rules.SCHEMA, one_reply=False)

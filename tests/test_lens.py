@@ -1,0 +1,134 @@
+"""The logit lens: against the subject itself, for every kind of final norm, and from two weights alone."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from autointerp import config, lens
+from autointerp import dictionary as dictionaries
+from autointerp.config import Settings, SubjectSection
+from autointerp.dictionary import Dictionary
+from autointerp.errors import DictionaryError
+from autointerp.explainers.fence import line
+from autointerp.explainers.shown import visible
+from autointerp.lens import Lens, final_norm, gain_of
+from autointerp.pipeline import Pipeline, prepare
+from autointerp.store import Store
+from autointerp.subject import Subject
+from autointerp.tally import Bar
+
+from .conftest import tiny_overrides, write_dictionary
+from .doubles import FakeDoor
+from .families import FAMILIES, build
+from .test_pipeline import finished_run, quick_overrides
+
+
+def test_the_gain_of_a_norm_is_found_by_trying_it() -> None:
+    gain = torch.randn(8)
+    rms, layer = nn.RMSNorm(8), nn.LayerNorm(8)
+    with torch.no_grad():
+        rms.weight.copy_(gain)
+        layer.weight.copy_(gain)
+        layer.bias.copy_(torch.randn(8))
+    for norm, centres in ((rms, False), (layer, True)):
+        found, centred = gain_of(norm, 8)
+        assert torch.allclose(found, gain, atol=1e-4)
+        assert centred is centres
+
+
+def test_gemmas_gain_is_one_more_than_its_weight() -> None:
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+
+    norm = Gemma2RMSNorm(8)
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-0.5, 0.5, 8))
+    found, centred = gain_of(norm, 8)
+    assert torch.allclose(found, 1 + norm.weight, atol=1e-4)
+    assert not centred
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_lens_orders_tokens_as_the_subjects_own_head_does(family: str) -> None:
+    model: Any = build(family)
+    name, norm = final_norm(model)
+    assert name.count(".") == 1
+    head = model.get_output_embeddings()
+    gain, centred = gain_of(norm, head.weight.shape[1])
+    for seed in range(5):
+        direction = torch.randn(16, generator=torch.Generator().manual_seed(seed))
+        with torch.no_grad():
+            through = head(norm(1e4 * direction)) - head(norm(-1e4 * direction))  # biases cancel
+        found = head.weight @ (gain * (direction - direction.mean() if centred else direction))
+        assert torch.equal(found.argsort(), through.argsort())
+
+
+# -- from files --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dictionary(tiny: dict[str, Path]) -> Dictionary:
+    return dictionaries.load(str(tiny["dictionary"]))
+
+
+def test_the_lens_reads_two_weights_of_a_folder(
+    tiny: dict[str, Path], dictionary: Dictionary, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lens, "load_causal_lm", None)  # the whole model is not loaded
+    subject = SubjectSection(model=str(tiny["subject"]))  # type: ignore[call-arg]
+    model = Subject.load(SubjectSection(model=str(tiny["subject"]), dtype="float32", device="cpu")).model  # type: ignore[call-arg]
+    found = Lens(subject, dictionary)
+    for feature in (0, 17):
+        with torch.no_grad():
+            own = model.lm_head(model.model.norm(dictionary.W_dec[feature]))
+        assert torch.equal(found.logits(feature).argsort(), own.argsort())
+
+
+def test_promoted_tokens_are_text_and_in_order(tiny: dict[str, Path], dictionary: Dictionary) -> None:
+    found = Lens(SubjectSection(model=str(tiny["subject"])), dictionary)  # type: ignore[call-arg]
+    tokens = found.promoted(3, 5)
+    assert len(tokens) == len(set(tokens)) == 5
+    assert not {"<s>", "</s>"} & set(tokens)
+    tokenizer = Subject.reader(SubjectSection(model=str(tiny["subject"]))).tokenizer  # type: ignore[call-arg]
+    logits = found.logits(3)
+    values = [float(logits[tokenizer(token, add_special_tokens=False)["input_ids"][0]]) for token in tokens]
+    assert values == sorted(values, reverse=True)
+
+
+def test_a_part_of_a_dictionary_promotes_what_the_whole_does(tiny: dict[str, Path], tmp_path: Path) -> None:
+    whole = dictionaries.load(str(write_dictionary(tmp_path / "d", architecture="standard")))
+    part = whole.only(torch.tensor([5, 9]))
+    subject = SubjectSection(model=str(tiny["subject"]))  # type: ignore[call-arg]
+    assert Lens(subject, part).promoted(9) == Lens(subject, whole).promoted(9)
+
+
+def test_a_unit_and_its_opposite_promote_opposite_tokens(tiny: dict[str, Path]) -> None:
+    units = Dictionary("u", "units", torch.empty(32, 0), torch.empty(0), torch.empty(0, 32), torch.zeros(32))
+    found = Lens(SubjectSection(model=str(tiny["subject"])), units)  # type: ignore[call-arg]
+    assert torch.allclose(found.logits(3), -found.logits(35))
+
+
+def test_directions_of_another_width_are_refused_before_any_work(tiny: dict[str, Path], tmp_path: Path) -> None:
+    settings = config.load(None, tiny_overrides(tiny, tmp_path))
+    with pytest.raises(DictionaryError, match=r"width 24.*logit_lens = false"):
+        lens.check(Subject.sketch(settings.subject), dictionaries.load(str(write_dictionary(tmp_path / "d", d_in=24))))
+
+
+def test_promoted_tokens_stand_in_the_prompt_where_they_are_asked_for(
+    tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(finished_run(tiny), tmp_path / "t")
+    door = FakeDoor(lambda job: "colours")
+    monkeypatch.setattr("autointerp.pipeline.Door", door)
+    given = {"explainer__methods": '["marks", "max-act-logits"]', "explainer__logit_lens": "true"}
+    settings: Settings = config.load(None, quick_overrides(tiny, tmp_path, **given))
+    with Store.create(settings.database) as store, Bar(enabled=False) as bar:
+        Pipeline(store, prepare(settings), bar, lambda _: None).labellings[0].explain()
+    expected = Lens(settings.subject, dictionaries.load(str(tiny["dictionary"])))
+    assert len(door.asked) == 12
+    for job in door.asked:
+        listed = ", ".join(f'"{line(visible(token))}"' for token in expected.promoted(job.key[0]))
+        assert f"most first: {listed}\n" in job.request.messages[-1][1]
