@@ -23,6 +23,7 @@ from .test_pipeline import finished_run
 autointerp = test_cli.autointerp  # the fixture that runs a command in this process
 
 FIRST, _ = STEPS[0]
+LATER = {"fit", "neighbour"}  # tables that came after the first release
 
 
 def first_schema(path: Path) -> duckdb.DuckDBPyConnection:
@@ -130,7 +131,7 @@ Old = tuple[Path, dict[str, Any], dict[str, list[str]]]
 
 def test_every_table_of_the_first_schema_is_filled_here(old: Old) -> None:
     assert all(old[2].values())
-    assert sorted(old[2]) == sorted(table.table for table in TABLES)
+    assert set(old[2]) == {table.table for table in TABLES} - LATER
 
 
 def opened(path: Path, how: str) -> None:
@@ -144,7 +145,7 @@ def test_no_row_and_no_value_is_lost(old: Old, how: str) -> None:
         known = {table: columns(db, table) for table in before}
     opened(path, how)
     with duckdb.connect(str(path), read_only=True) as db:
-        assert tables(db) == sorted([*before, "migration"])
+        assert tables(db) == sorted([*before, *LATER, "migration"])
         for table, expected in before.items():
             kept = [name for name in known[table] if (table, name) != ("passage", "tokens")]
             assert set(known[table]) <= set(columns(db, table))
@@ -241,7 +242,7 @@ def test_a_migration_that_fails_leaves_the_file_as_it_was(old: Old, monkeypatch:
     monkeypatch.undo()
     with duckdb.connect(str(path), read_only=True) as db:
         assert {table: rows(db, table, columns(db, table)) for table in before} == before
-        assert tables(db) == sorted([*before, "migration"])
+        assert tables(db) == sorted([*before, *LATER, "migration"])
     opened(path, "create")
 
 
