@@ -21,7 +21,8 @@ Positive = Annotated[int, Field(ge=1)]
 
 EXPLAINERS = ("mined", "llm")
 PROVIDERS = ("local",)
-SIMULATORS = ("embedding", "lookup")
+SIMULATORS = ("embedding", "pattern", "lookup", "logprob", "chat")
+PAID = ("logprob", "chat")  # simulators that ask a language model: they see the chosen label's scoring set alone
 
 
 class Section(BaseModel):
@@ -168,11 +169,39 @@ class ExplainerSection(Section):
 class SimulatorSection(Section):
     """Who predicts activations from a label alone."""
 
-    kind: Literal["embedding", "lookup"] = Field("embedding", description="embedding | lookup")
+    kind: Literal["embedding", "pattern", "lookup", "logprob", "chat"] = Field(
+        "embedding", description="embedding | pattern | lookup, which are free; logprob | chat, which ask a model"
+    )
+    proxy: Literal["embedding", "pattern"] = Field(
+        "embedding", description="embedding | pattern: claims hard negatives; beside a model it also chooses the label"
+    )
     encoder: str = Field("all-MiniLM-L6-v2", description="sentence encoder: packaged name or a folder")
     floor_quantile: Share = Field(
         0.95, description="per-label floor: this quantile of its own values on the explain panel"
     )
+    passages: int = Field(40, ge=8, description="logprob, chat: passages per label on score, not score.score_passages")
+    provider: str = Field("local", description="chat: who runs the model: local | openai | anthropic")
+    model: str = Field("", description="logprob, chat: the model; '' = the provider's default")
+    base_url: str = Field("", description="chat: address of an OpenAI-compatible server; '' = the provider's own")
+    prompt: str = Field("", description="prompt file (prompts/<name>.md); '' = simulate_logprob or simulate_chat")
+    batch: Positive = Field(8, description="logprob: passages per forward pass; changes speed, not results")
+    per_call: Positive = Field(5, description="chat: passages per call")
+    max_new_tokens: Positive = Field(512, description="chat: length limit of a reply")
+
+    @property
+    def paid(self) -> bool:
+        """True where predictions cost money or minutes."""
+        return self.kind in PAID
+
+    @property
+    def claims(self) -> str:
+        """The kind of simulator that claims hard negatives. The look-up table reads no label, so none claims for it."""
+        return "lookup" if self.kind == "lookup" else self.proxy
+
+    @property
+    def prompt_file(self) -> str:
+        """The name of the prompt, where a model is asked."""
+        return self.prompt or f"simulate_{self.kind}"
 
 
 class ScoreSection(Section):
