@@ -196,7 +196,7 @@ def test_a_prompt_without_its_two_sections_is_named(tmp_path: Path, monkeypatch:
     (tmp_path / "prompts").mkdir()
     (tmp_path / "prompts" / "mine.md").write_text("# user\n{label}\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="'mine'.*# system"):
+    with pytest.raises(ConfigError, match=r"'mine'.*# system"):
         prefix("mine")
 
 

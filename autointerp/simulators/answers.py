@@ -56,9 +56,7 @@ class Shared(NamedTuple):
 class LocalAnswers:
     """Answers of a model in this process."""
 
-    def __init__(
-        self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str, batch: int
-    ) -> None:
+    def __init__(self, model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", prompt: str, batch: int) -> None:
         self.model, self.prompt, self.batch = model, prompt, batch
         self.pieces = Pieces(tokenizer)
         self.choices = choices(self.pieces)
@@ -104,8 +102,8 @@ class LocalAnswers:
     def _extend(self, shared: Shared, ids: Sequence[int]) -> Shared:
         """What is shared, with these tokens after it."""
         place = torch.arange(len(ids))[None]
-        cache = self._run(torch.tensor([list(ids)]), place, place[:, None] <= place[..., None], shared, keep=True)[1]
-        return Shared([(layer.keys, layer.values) for layer in cache.layers], shared.n_tokens + len(ids))
+        layers = self._run(torch.tensor([list(ids)]), place, place[:, None] <= place[..., None], shared, keep=True)[1]
+        return Shared([layer.held for layer in layers], shared.n_tokens + len(ids))
 
     def _expected(self, lists: Sequence[List], shared: Shared) -> list[NDArray[np.float32]]:
         """Expected answers of one batch."""
@@ -130,8 +128,8 @@ class LocalAnswers:
 
     def _run(
         self, ids: Tensor, place: Tensor, seen: Tensor, shared: Shared, keep: bool = False
-    ) -> tuple[Tensor, Cache]:
-        """Logits [row, token, choice] of tokens after what is shared, and the cache that they were run with.
+    ) -> "tuple[Tensor, list[_Layer]]":
+        """Logits [row, token, choice] of tokens after what is shared, and the keys and values that they were run with.
 
         place  [row, token] where each token stands, counted from the end of what is shared
         seen   [row, token, token] which tokens each one may look at, beside all that is shared
@@ -146,13 +144,13 @@ class LocalAnswers:
             kind: self._mask(visible, position[..., None] - key_position[:, None], window)
             for kind, window in self.windows.items()
         }
-        layers = shared.layers or [None] * int(self.model.config.get_text_config().num_hidden_layers)
-        cache = Cache(layers=[_Layer(layer, keep) for layer in layers])
+        n_layers = int(self.model.config.get_text_config().num_hidden_layers)
+        layers = [_Layer(shared.layers[i] if shared.layers else None, keep) for i in range(n_layers)]
         logits = self.model(
-            input_ids=ids, position_ids=position, past_key_values=cache, use_cache=True,
-            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())),
+            input_ids=ids, position_ids=position, past_key_values=Cache(layers=list(layers)),
+            attention_mask=masks if len(masks) > 1 else next(iter(masks.values())), use_cache=True,
         ).logits  # fmt: skip
-        return logits, cache
+        return logits, layers
 
     def _mask(self, visible: Tensor, distance: Tensor, window: int | None) -> Tensor:
         """The additive mask [row, 1, token, key] of a kind of layer."""
@@ -263,21 +261,27 @@ def _windows(config: Any) -> dict[str, int | None]:
 class _Layer(DynamicLayer):
     """One layer of what passages share, expanded over a batch as it is asked for."""
 
-    def __init__(self, shared: tuple[Tensor, Tensor] | None, keep: bool) -> None:
+    def __init__(self, held: tuple[Tensor, Tensor] | None, keep: bool) -> None:
         super().__init__()
         self.keep = keep
-        if shared is not None:
-            self.lazy_initialization(*shared)
-            self.keys, self.values = shared
+        if held is not None:
+            self.lazy_initialization(*held)
+            self.keys, self.values = held
+
+    @property
+    def held(self) -> tuple[Tensor, Tensor]:
+        """Keys and values that are shared."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values of what is shared and of these tokens, which are held only where they are to be shared too."""
+        """Keys and values of what is shared and of these tokens, which are held only where they will be shared too."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.keys, self.values = key_states[..., :0, :], value_states[..., :0, :]
         keys, values = (
             torch.cat([old.expand(len(new), -1, -1, -1), new], dim=-2)
-            for old, new in ((self.keys, key_states), (self.values, value_states))
+            for old, new in zip(self.held, (key_states, value_states), strict=True)
         )
         if self.keep:
             self.keys, self.values = keys, values

@@ -28,7 +28,7 @@ UNKNOWN = "unknown"
 
 
 class AnswerReader(Protocol):
-    """Whoever can say how likely a model finds each answer: a model in this process, or a server with prompt logprobs."""
+    """Who can say how likely a model finds each answer: a model in this process, or a server with prompt logprobs."""
 
     def expect(self, label: str, passages: Sequence[Sequence[str]]) -> list[NDArray[np.float32]]:
         """The expected answer at every token, 0 to 10, one array [token] per passage (given as its token strings)."""
@@ -82,7 +82,9 @@ def heading(prompt: str, label: str) -> str:
 def _sections(prompt: str, label: str) -> list[str]:
     messages = prompts.fill(prompt, label=label)
     if [message["role"] for message in messages] != ["system", "user"]:
-        raise ConfigError(f"prompt {prompt!r}: expected one '# system' section (the same for all labels) and one '# user'")
+        raise ConfigError(
+            f"prompt {prompt!r}: expected a '# system' section, the same for all labels, and one '# user'"
+        )
     return [message["content"] for message in messages]
 
 
