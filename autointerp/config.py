@@ -238,6 +238,12 @@ class Settings(Section):
         return (value,)
 
     @property
+    def scoring(self) -> ScoreSection:
+        """The score section as it is in force: a paid simulator sees fewer passages."""
+        cfg, simulator = self.score, self.simulator
+        return cfg.model_copy(update={"score_passages": simulator.passages}) if simulator.paid else cfg
+
+    @property
     def folder(self) -> Path:
         """The run's results folder."""
         return self.run.results / self.run.name

@@ -5,12 +5,12 @@ prompt or weight file gives new keys and so new work beside the old; nothing is 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from autointerp import __version__, corpus, prompts, streams
-from autointerp.config import DictionarySection, Settings, fingerprint
+from autointerp.config import PAID, DictionarySection, Settings, fingerprint
 from autointerp.dictionary import Dictionary
 from autointerp.rows import Run
 from autointerp.subject import Subject, resolve_model
@@ -25,6 +25,7 @@ class Keys:
     hookpoint: str  # canonical text
     explainers: dict[str, str]  # method -> explainer_id
     simulator_id: str
+    chooser_id: str | None  # the simulator whose grades on select choose the label, where it is another one
     scorer_id: str
 
     def run(self, settings: Settings, place: int) -> Run:
@@ -44,6 +45,7 @@ class Keys:
             features=None,
             dictionary=self.dictionary,
             place=place,
+            chooser_id=self.chooser_id,
         )
 
 
@@ -69,14 +71,13 @@ def keys(settings: Settings, sketch: Subject, section: DictionarySection, dictio
         collected["features"] = dictionary.wanted.tolist()
     collection_id = fingerprint(collected)
     explainers = {method: explainer_id(settings, method) for method in settings.explainer.methods}
-    simulator_id = fingerprint([settings.simulator.model_dump(), SIMULATOR_VERSION])
-    score = settings.score
-    # The design holds whatever decides which passages are drawn: the simulator, whose claims B is made of; the
-    # selected features, whose labels its threshold is fitted on and nulls are taken from; and the explainers, because
-    # the candidates of a feature are ranked on the union of their B.
-    design = [score.model_dump(), simulator_id, sorted(explainers.values()), settings.features.model_dump()]
-    scorer_id = fingerprint([*design, settings.run.seed, SCORER_VERSION])
-    return Keys(dictionary.name, collection_id, hookpoint, explainers, simulator_id, scorer_id)
+    cfg = settings.simulator
+    # A paid simulator sees the chosen label alone: who claims the hard negatives has chosen it on select.
+    chooser_id = simulator_id(settings, cfg.claims) if cfg.paid else None
+    return Keys(
+        dictionary.name, collection_id, hookpoint, explainers, simulator_id(settings, cfg.kind), chooser_id,
+        scorer_id(settings, explainers),
+    )  # fmt: skip
 
 
 # Raised when the code of a stage changes what it would write for the same settings.
@@ -99,6 +100,32 @@ def explainer_id(settings: Settings, method: str) -> str:
     if method == "llm":
         used += [cfg.provider, cfg.model, prompts.fingerprint(cfg.prompt), cfg.excerpts, cfg.max_new_tokens]
     return fingerprint(used)
+
+
+def simulator_id(settings: Settings, kind: str) -> str:
+    """Hash of a kind of simulator and the parameters that it uses."""
+    cfg = settings.simulator
+    used: dict[str, object] = {"kind": kind}
+    if kind in ("embedding", "lookup"):
+        used |= {"encoder": cfg.encoder, "floor_quantile": cfg.floor_quantile}
+    if kind in PAID:
+        used |= {"model": cfg.model, "prompt": prompts.fingerprint(cfg.prompt_file)}
+    if kind == "chat":
+        used |= {"provider": cfg.provider, "base_url": cfg.base_url}
+        used |= {"per_call": cfg.per_call, "max_new_tokens": cfg.max_new_tokens}
+    return fingerprint([used, SIMULATOR_VERSION])
+
+
+def scorer_id(settings: Settings, explainers: Mapping[str, str]) -> str:
+    """Hash of the scoring design: whatever decides which passages are drawn.
+
+    That is the simulator whose claims B is made of, but not the one that predicts, so that several are graded on the
+    same passages; the selected features, whose labels the threshold is fitted on and nulls are taken from; and the
+    explainers (method -> id), because the candidates of a feature are ranked on the union of their B.
+    """
+    claims = simulator_id(settings, settings.simulator.claims)
+    design = [settings.scoring.model_dump(), claims, sorted(explainers.values()), settings.features.model_dump()]
+    return fingerprint([*design, settings.run.seed, SCORER_VERSION])
 
 
 def corpus_fingerprint(source: str) -> list[object]:

@@ -127,4 +127,12 @@ STEPS: tuple[tuple[str, str], ...] = (
         ALTER TABLE packed RENAME TO passage;
         """,
     ),
+    (
+        "m006_structured_labels",
+        """
+        ALTER TABLE explanation ADD COLUMN rules VARCHAR;
+        ALTER TABLE explanation ADD COLUMN excerpts INTEGER;
+        """,
+    ),
+    ("m007_who_chooses", "ALTER TABLE run ADD COLUMN chooser_id VARCHAR;"),
 )

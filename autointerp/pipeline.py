@@ -46,8 +46,11 @@ def prepare(settings: Settings) -> Prepared:
     if "llm" in settings.explainer.methods:
         prompts.locate(settings.explainer.prompt)
         resolve_model(settings.explainer.model)
-    if settings.simulator.kind == "embedding":
-        resolve_encoder(settings.simulator.encoder)
+    simulator = settings.simulator
+    if "embedding" in (simulator.kind, simulator.claims):
+        resolve_encoder(simulator.encoder)
+    if simulator.paid:
+        prompts.locate(simulator.prompt_file)
     sketch = Subject.sketch(settings.subject)
     sketch.check_context(settings.collect.context_tokens)
     if settings.corpus.chat:

@@ -41,6 +41,11 @@ class Run(Row):
     features: Annotated[list[int] | None, "selected features; NULL until the collection exists"]
     dictionary: Annotated[str, "name of the dictionary; a configuration with several has one run for each"]
     place: Annotated[int, "place of the dictionary in the configuration, from 0"]
+    chooser_id: Annotated[str | None, "simulator whose grades on select choose the label; NULL: simulator_id"] = None
+
+    def judge(self, split: Split) -> str:
+        """The id of the simulator that grades on a split."""
+        return self.chooser_id if split == "select" and self.chooser_id is not None else self.simulator_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +178,15 @@ class Explanation(Row):
     collection_id: Annotated[str, "collection whose excerpts were shown"]
     feature: Annotated[int, "index of the feature"]
     explainer_id: Annotated[str, "hash of method, prompt, model and parameters"]
-    method: Annotated[str, "mined, llm"]
+    method: Annotated[str, "as in explainer.methods: mined, marks, marks:my-prompt ...; or revise-1, revise-2 ..."]
     model: Annotated[str | None, "model asked; NULL where none was"]
     draw: Annotated[int, "0 is the first candidate of this explainer for this feature"]
     status: Annotated[Status, "ok, or why there is no label"]
     label: Annotated[str | None, "the label; NULL unless ok"]
     reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
     call_id: Annotated[str | None, "the request and reply behind it; NULL where no model was asked"]
+    rules: Annotated[str | None, "the structured form as JSON, as in rules.py; NULL where there is none"] = None
+    excerpts: Annotated[int | None, "passages shown to a model, fewer where its context is short; NULL without one"] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +195,7 @@ class Draw(Row):
 
     table: ClassVar[str] = "draw"
     explanation_id: Annotated[str, "the label under test"]
-    scorer_id: Annotated[str, "scoring design (its seed, sizes and simulator proxy)"]
+    scorer_id: Annotated[str, "scoring design (its seed, its sizes, and the simulator that claims hard negatives)"]
     split: Annotated[Split, "split the passage is from"]
     passage_id: Annotated[int, "the passage"]
     stratum: Annotated[Stratum, "A fires; B silent hard negative; C other silent"]
