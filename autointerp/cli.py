@@ -63,6 +63,21 @@ Address = Annotated[
 ]
 
 
+BudgetUsd = Annotated[
+    float | None,
+    typer.Option("--budget-usd", help="stop before model calls cost more; as llm.budget_usd", show_default=False),
+]
+BudgetTokens = Annotated[
+    int | None,
+    typer.Option("--budget-tokens", help="stop before they take more tokens; as llm.budget_tokens", show_default=False),
+]
+
+
+def _with_budget(overrides: list[str] | None, usd: float | None, tokens: int | None) -> list[str]:
+    chosen = {"llm.budget_usd": usd, "llm.budget_tokens": tokens}
+    return [*(overrides or []), *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
+
+
 def _with_engine(overrides: list[str] | None, engine: str | None, address: str | None) -> list[str]:
     chosen = {"engine.kind": engine, "engine.address": address}
     return [*(overrides or []), *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
@@ -127,7 +142,14 @@ def _reading(
 
 
 @app.command()
-def run(engine: Engine = None, address: Address = None, config: ConfigFile = None, overrides: Overrides = None) -> None:
+def run(
+    engine: Engine = None,
+    address: Address = None,
+    budget_usd: BudgetUsd = None,
+    budget_tokens: BudgetTokens = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
     """Every stage that is pending, then the report and the exports.
 
     Killed anywhere and started again, it goes on where it stopped.
@@ -138,7 +160,8 @@ def run(engine: Engine = None, address: Address = None, config: ConfigFile = Non
     from autointerp import export as exports
     from autointerp import report as reports
 
-    with _pipeline(config, _with_engine(overrides, engine, address)) as pipeline:
+    overrides = _with_budget(_with_engine(overrides, engine, address), budget_usd, budget_tokens)
+    with _pipeline(config, overrides) as pipeline:
         pipeline.all()
         folder = pipeline.settings.folder
         readings = [reports.read(pipeline.store, name) for name in pipeline.prepared.names]
@@ -221,6 +244,22 @@ def _stage(name: str, work: Callable[[Any], object], doc: str) -> None:
     app.command(name)(command)
 
 
+def _asking_stage(name: str, work: Callable[[Any], object], doc: str) -> None:
+    """A stage that may ask language models, and so has a budget."""
+
+    def command(
+        budget_usd: BudgetUsd = None,
+        budget_tokens: BudgetTokens = None,
+        config: ConfigFile = None,
+        overrides: Overrides = None,
+    ) -> None:
+        with _pipeline(config, _with_budget(overrides, budget_usd, budget_tokens)) as pipeline:
+            work(pipeline)
+
+    command.__doc__ = doc
+    app.command(name)(command)
+
+
 @app.command()
 def collect(
     shard: Annotated[
@@ -280,11 +319,12 @@ def merge(
         print(f"{output}: {one.dictionary}, {one.n_tokens:,} tokens of {one.n_documents:,} documents ({part})")
 
 
-_stage("explain", lambda p: p.explain(), """Propose labels for the selected features.
+_asking_stage("explain", lambda p: p.explain(), """Propose labels for the selected features.
 
         autointerp explain --set explainer.methods='["mined", "llm"]'
+        autointerp explain --set explainer.methods='["llm"]' --set explainer.provider=anthropic --budget-usd 2
     """)  # fmt: skip
-_stage("simulate", lambda p: p.simulate_all(), """Predict held-out activations from every label.
+_asking_stage("simulate", lambda p: p.simulate_all(), """Predict held-out activations from every label.
 
     Ranks the candidates on the select split on the way.
 

@@ -9,18 +9,26 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from autointerp.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from autointerp.llm.request import Model
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 
 EXPLAINERS = ("mined", "llm")
-PROVIDERS = ("local",)
+PROVIDERS = {  # who runs a model, and which one where none is named
+    "local": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "openai": "gpt-6-luna",
+    "anthropic": "claude-haiku-5-5",
+}
 SIMULATORS = ("embedding", "pattern", "lookup", "logprob", "chat")
 PAID = ("logprob", "chat")  # simulators that ask a language model: they see the chosen label's scoring set alone
 
@@ -133,12 +141,62 @@ class FeaturesSection(Section):
     max_density: Share = Field(0.10, description="above this share of tokens a feature is dense, not eligible")
 
 
-class ExplainerSection(Section):
+class ModelSection(Section):
+    """A section that names a language model: the first three keys of it."""
+
+    provider: str = Field(
+        "local", description="who runs the model: local, openai (any server that speaks its API), anthropic"
+    )
+    model: str = Field("", description="the model; empty is the provider's default")
+    base_url: str = Field(
+        "", description="a server of your own, such as http://localhost:8000/v1; empty is the provider's"
+    )
+
+    @field_validator("provider")
+    @classmethod
+    def _known_provider(cls, provider: str) -> str:
+        if provider not in PROVIDERS:
+            raise ValueError(
+                f"unknown provider {provider!r}{nearest(provider, PROVIDERS)}; known: {', '.join(PROVIDERS)}"
+            )
+        return provider
+
+    @field_validator("base_url")
+    @classmethod
+    def _a_plain_address(cls, base_url: str) -> str:
+        """Refuses what is no address, and one that holds a secret: it would end up in the database."""
+        if base_url:
+            try:
+                found = urlsplit(base_url)
+                wrong = found.scheme not in {"http", "https"} or not found.hostname or (found.port, False)[1]
+            except ValueError:
+                wrong = True
+            if wrong:
+                raise ValueError("expected an address such as http://localhost:8000/v1")
+            if found.username or found.password or found.query or found.fragment:
+                raise ValueError("an address without user, password, ? or #: keys come from the environment")
+        return base_url.rstrip("/")
+
+    @model_validator(mode="after")
+    def _an_address_goes_with_a_model(self) -> "ModelSection":
+        if self.base_url and self.provider == "local":
+            raise ValueError("base_url is for a server: set provider to openai (vLLM, Ollama, llama.cpp, ...)")
+        if self.base_url and self.provider == "openai" and not self.model:
+            raise ValueError("base_url without model: name a model that this server has")
+        return self
+
+
+def model_of(section: ModelSection) -> "Model":
+    """Who is asked, by the three keys of a section; defaults filled in."""
+    from autointerp.llm.request import Model
+
+    return Model(section.provider, section.model or PROVIDERS[section.provider], section.base_url or None)
+
+
+class ExplainerSection(ModelSection):
     """Who proposes labels."""
 
     methods: tuple[str, ...] = Field(("mined",), description="any of: mined, llm; the best candidate wins on select")
-    provider: str = Field("local", description="who runs the model of the llm method: local")
-    model: str = Field("HuggingFaceTB/SmolLM2-135M-Instruct", description="model of the llm method")
     prompt: str = Field("explain", description="prompt file (prompts/<name>.md) of the llm method")
     excerpts: Positive = Field(12, description="excerpts shown to the llm, drawn from the quantiles of the peak")
     candidates: Positive = Field(8, description="labels that the mined method proposes per feature")
@@ -158,15 +216,8 @@ class ExplainerSection(Section):
             raise ValueError("at least one method is needed")
         return methods
 
-    @field_validator("provider")
-    @classmethod
-    def _known_provider(cls, provider: str) -> str:
-        if provider not in PROVIDERS:
-            raise ValueError(f"unknown provider {provider!r}; known: {', '.join(PROVIDERS)}")
-        return provider
 
-
-class SimulatorSection(Section):
+class SimulatorSection(ModelSection):
     """Who predicts activations from a label alone."""
 
     kind: Literal["embedding", "pattern", "lookup", "logprob", "chat"] = Field(
@@ -180,13 +231,16 @@ class SimulatorSection(Section):
         0.95, description="per-label floor: this quantile of its own values on the explain panel"
     )
     passages: int = Field(40, ge=8, description="logprob, chat: passages per label on score, not score.score_passages")
-    provider: str = Field("local", description="chat: who runs the model: local | openai | anthropic")
-    model: str = Field("", description="logprob, chat: the model; '' = the provider's default")
-    base_url: str = Field("", description="chat: address of an OpenAI-compatible server; '' = the provider's own")
-    prompt: str = Field("", description="prompt file (prompts/<name>.md); '' = simulate_logprob or simulate_chat")
+    prompt: str = Field("", description="logprob, chat: prompt file; empty is simulate_logprob or simulate_chat")
     batch: Positive = Field(8, description="logprob: passages per forward pass; changes speed, not results")
     per_call: Positive = Field(5, description="chat: passages per call")
     max_new_tokens: Positive = Field(512, description="chat: length limit of a reply")
+
+    @model_validator(mode="after")
+    def _logits_are_local(self) -> "SimulatorSection":
+        if self.kind == "logprob" and self.provider != "local":
+            raise ValueError("kind = 'logprob' reads a model's logits in this process: set provider to local")
+        return self
 
     @property
     def paid(self) -> bool:
@@ -213,6 +267,47 @@ class ScoreSection(Section):
     nulls: Count = Field(20, description="labels of other features that each feature is also scored with")
 
 
+class LlmSection(Section):
+    """How models are asked. Changes speed and cost, never results."""
+
+    max_in_flight: Positive = Field(64, description="requests at once, at most; fewer where the provider says so")
+    timeout_s: float = Field(120.0, gt=0, description="seconds that one attempt may take")
+    tries: Positive = Field(8, description="attempts at a request that is worth another")
+    budget_usd: float = Field(0.0, ge=0, description="dollars that one command may spend; 0 = no limit")
+    budget_tokens: Count = Field(0, description="tokens, sent and received, that one command may spend; 0 = no limit")
+
+
+class PriceSection(Section):
+    """What a model costs, in dollars per million tokens."""
+
+    model: str = Field("", description="model, by the name it is asked for")
+    input: float = Field(0.0, ge=0, description="dollars per million tokens sent")
+    cached: float = Field(0.0, ge=0, description="... of those read from the provider's cache")
+    written: float | None = Field(None, ge=0, description="... of those written to it; default as input")
+    output: float = Field(0.0, ge=0, description="dollars per million tokens received")
+
+    @property
+    def free(self) -> bool:
+        """True where nothing costs anything."""
+        return not (self.input or self.cached or self.written or self.output)
+
+
+# List prices of November 2026, for prompts below 100,000 tokens.
+PRICES = tuple(
+    PriceSection(model=model, input=sent, cached=cached, written=written, output=received)
+    for model, sent, cached, written, received in (
+        ("gpt-5.4-nano", 0.20, 0.02, None, 1.25),
+        ("gpt-6-luna", 0.10, 0.01, 0.125, 0.50),
+        ("gpt-6-sol", 2.00, 0.20, 2.50, 10.00),
+        ("gpt-5.4-mini", 0.75, 0.075, None, 4.50),
+        ("claude-haiku-5-5", 0.10, 0.01, 0.125, 0.50),
+        ("claude-haiku-4-5", 1.00, 0.10, 1.25, 5.00),
+        ("claude-sonnet-5-5", 2.00, 0.10, 2.50, 10.00),
+        ("claude-opus-5-5", 4.00, 0.20, 5.00, 20.00),
+    )
+)
+
+
 class Settings(Section):
     """The whole of config.toml."""
 
@@ -226,6 +321,24 @@ class Settings(Section):
     explainer: ExplainerSection = ExplainerSection()  # type: ignore[call-arg]
     simulator: SimulatorSection = SimulatorSection()  # type: ignore[call-arg]
     score: ScoreSection = ScoreSection()  # type: ignore[call-arg]
+    llm: LlmSection = LlmSection()  # type: ignore[call-arg]
+    price: tuple[PriceSection, ...] = PRICES
+
+    @field_validator("price", mode="before")
+    @classmethod
+    def _prices_add_to_the_known_ones(cls, value: Any) -> Any:
+        """A row replaces the known one of its model, and leaves the others."""
+        rows = list(value) if isinstance(value, list | tuple) else [value]
+        named = [
+            row["model"] if isinstance(row, dict) else row.model
+            for row in rows
+            if not isinstance(row, dict) or row.get("model")
+        ]
+        if len(named) < len(rows):
+            raise ValueError("a [[price]] row needs the model that it is for")
+        if twice := {name for name in named if named.count(name) > 1}:
+            raise ValueError(f"two [[price]] rows for {min(twice)!r}")
+        return (*rows, *(row for row in PRICES if row.model not in named))
 
     @field_validator("dictionary", mode="before")
     @classmethod
@@ -334,7 +447,7 @@ def _refuse_unknown(tables: dict[str, Any], source: str) -> None:
     for section, table in tables.items():
         if section not in Settings.model_fields:
             raise ConfigError(f"{source}: unknown section [{section}]{nearest(section, Settings.model_fields)}")
-        several = section == "dictionary" and isinstance(table, list)
+        several = section in {"dictionary", "price"} and isinstance(table, list)
         for one in table if several else [table]:
             if not isinstance(one, dict):
                 raise ConfigError(f"{source}: [{section}] must be a table of keys, not {type(one).__name__}")

@@ -8,6 +8,7 @@
     │   ├── DictionaryError  weights that are missing, broken or do not fit the subject
     │   ├── FeatureError     a feature id or a selection that names nothing
     │   ├── MissingExtra     an optional package that this command needs
+    │   ├── BudgetSpent      llm.budget_usd or llm.budget_tokens: a clean stop, with what is left to do
     │   └── StoreError       the database: absent, broken, of a newer schema
     │       └── StoreBusy    another process is writing it
     ├── ReplyError           a model's reply cannot be used: the stage writes a row with the reason
@@ -53,6 +54,10 @@ class MissingExtra(UserError):
 
     def __init__(self, extra: str, wanted_by: str) -> None:
         super().__init__(f"{wanted_by} needs an optional package: pip install 'autointerp[{extra}]'")
+
+
+class BudgetSpent(UserError):
+    """The budget for model calls is spent: what was paid for is kept, the rest is pending."""
 
 
 class StoreError(UserError):

@@ -8,18 +8,19 @@ import logging
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import numpy as np
 
 from autointerp import prompts
-from autointerp.config import Settings, fingerprint
-from autointerp.errors import ReplyError, Unreachable
+from autointerp.config import Settings, fingerprint, model_of
+from autointerp.errors import BudgetSpent, ReplyError, Unreachable, UserError
 from autointerp.evidence import ExplainEvidence
 from autointerp.keys import Keys
-from autointerp.llm import Door, Request
+from autointerp.llm import Door, Job, Request
 from autointerp.mine import Miner
-from autointerp.rows import Explanation
+from autointerp.rows import Explanation, Status
 from autointerp.store import Store
 from autointerp.tally import Bar, Tally
 from autointerp.text import words
@@ -27,6 +28,7 @@ from autointerp.text import words
 log = logging.getLogger(__name__)
 
 CHUNK_FEATURES = 16  # features per transaction
+LONGEST_STEP_S = 5.0  # ... or fewer, where labels come slowly
 CONTEXT_WORDS = 12  # words shown on each side of an excerpt's strongest token
 MARK_SHARE = 0.3  # tokens above this share of the excerpt's peak are marked
 
@@ -47,28 +49,51 @@ def run(
     tally = Tally("explain")
     for method, explainer in keys.explainers.items():
         done = store.explained(keys.collection_id, explainer)
-        # Chunks are cut from the whole selection, so that a batch holds the same prompts in every run.
-        chunks = [list(features[i : i + CHUNK_FEATURES]) for i in range(0, len(features), CHUNK_FEATURES)]
-        pending = [chunk for chunk in ([f for f in chunk if f not in done] for chunk in chunks) if chunk]
+        pending = [feature for feature in features if feature not in done]
         if not pending:
             continue
-        bar.start(f"explain {method}", total=sum(len(chunk) for chunk in pending), unit="features")
+        bar.start(f"explain {method}", total=len(pending), unit="features")
         propose = _Mined(settings, evidence()) if method == "mined" else _Asked(store, settings, evidence())
-        for chunk in pending:
-            try:
+        labels = propose.labels(pending, keys.collection_id, explainer)
+        try:
+            for rows in _in_steps(labels):
                 with store.transaction():
-                    rows = [row for found in propose.labels(chunk, keys.collection_id, explainer) for row in found]
                     store.add(rows)
-            except Unreachable as problem:  # no rows: these features stay pending
-                log.warning("%s", problem)
-                tally.failed["unreachable"] += len(chunk)
-                continue
-            tally.ok += sum(row.status == "ok" for row in rows)
-            tally.failed += Counter(row.reason for row in rows if row.reason is not None)
-            newest = next((row.label for row in reversed(rows) if row.label), "")
-            bar.advance(len(chunk), note=newest[:60])
+                tally.ok += sum(row.status == "ok" for row in rows)
+                tally.failed += Counter(row.reason for row in rows if row.reason is not None)
+                newest = next((row.label for row in reversed(rows) if row.label), "")
+                bar.advance(len({row.feature for row in rows}), note=newest[:60])
+        except (Unreachable, BudgetSpent) as problem:  # no rows: these features stay pending
+            left = len(set(pending) - store.explained(keys.collection_id, explainer))
+            if isinstance(problem, BudgetSpent):
+                tally.failed["budget_spent"] += left
+                tally.stopped = problem
+                break
+            log.warning("%s", problem)
+            tally.failed["unreachable"] += left
     tally.seconds = time.perf_counter() - started
     return tally
+
+
+def _in_steps(labels: Iterator[list[Explanation]]) -> Iterator[list[Explanation]]:
+    """Rows of several features at once: as many as make a transaction worth it, or as came within some seconds.
+
+    Where the labels end with an error that leaves work pending, what came before it is given out first.
+    """
+    rows: list[Explanation] = []
+    features, since, stopped = 0, time.monotonic(), None
+    try:
+        for found in labels:
+            rows, features = [*rows, *found], features + 1
+            if features >= CHUNK_FEATURES or time.monotonic() - since > LONGEST_STEP_S:
+                yield rows
+                rows, features, since = [], 0, time.monotonic()
+    except (UserError, Unreachable) as problem:
+        stopped = problem
+    if rows:
+        yield rows
+    if stopped is not None:
+        raise stopped
 
 
 class _Mined:
@@ -78,18 +103,14 @@ class _Mined:
         self.cfg = settings.explainer
         self.miner = Miner(evidence, self.cfg.max_words)
 
-    def labels(self, features: Sequence[int], collection: str, explainer: str) -> list[list[Explanation]]:
+    def labels(self, features: Sequence[int], collection: str, explainer: str) -> Iterator[list[Explanation]]:
         """Rows per feature; one row with the reason where nothing can be said."""
-        result = []
         for feature in features:
             found = self.miner.propose(feature, self.cfg.candidates)
             rows = [
                 _row(collection, feature, explainer, "mined", None, draw, label) for draw, label in enumerate(found)
             ]
-            result.append(
-                rows or [_row(collection, feature, explainer, "mined", None, 0, None, "never_fires_in_explain")]
-            )
-        return result
+            yield rows or [_row(collection, feature, explainer, "mined", None, 0, None, "never_fires_in_explain")]
 
 
 class _Asked:
@@ -97,38 +118,35 @@ class _Asked:
 
     def __init__(self, store: Store, settings: Settings, evidence: ExplainEvidence) -> None:
         self.store, self.cfg, self.evidence = store, settings.explainer, evidence
+        self.model = model_of(settings.explainer)
         # A small model repeats the answers that the prompt gives as examples.
         self._examples = [m["content"] for m in prompts.fill(self.cfg.prompt, excerpts="") if m["role"] == "assistant"]
-        self.door = Door(store, settings.explainer, settings.subject.device)
+        self.door = Door(store, settings)
 
-    def labels(self, features: Sequence[int], collection: str, explainer: str) -> list[list[Explanation]]:
-        """One row per feature: the label, or why the reply is none."""
-        shown = {feature: self._excerpts(collection, feature) for feature in features}
-        asked = [feature for feature in features if shown[feature]]
-        replies: dict[int, tuple[str, str]] = {}
-        for start in range(0, len(asked), self.cfg.batch):
-            batch = asked[start : start + self.cfg.batch]
-            requests = [self._request(shown[feature]) for feature in batch]
-            names = [f"explain feature {feature}" for feature in batch]
-            replies |= dict(zip(batch, self.door.ask(requests, names.__getitem__), strict=True))
-        rows = []
-        for feature in features:
-            model = self.cfg.model
-            if feature not in replies:
-                rows.append([_row(collection, feature, explainer, "llm", model, 0, None, "never_fires_in_explain")])
-                continue
-            call, text = replies[feature]
-            try:
-                label = clean_label(text, [*shown[feature], *self._examples], self.cfg.max_words)
-                rows.append([_row(collection, feature, explainer, "llm", model, 0, label, call=call)])
-            except ReplyError as problem:
-                rows.append([_row(collection, feature, explainer, "llm", model, 0, None, problem.reason, call)])
-        return rows
+    def labels(self, features: Sequence[int], collection: str, explainer: str) -> Iterator[list[Explanation]]:
+        """One row per feature, as replies come: the label, or why there is none."""
+        silent: list[int] = []
+
+        def jobs() -> Iterator[Job[str]]:
+            for feature in features:
+                shown = self._excerpts(collection, feature)
+                if not shown:
+                    silent.append(feature)
+                    continue
+                parse = partial(clean_label, given=[*shown, *self._examples], max_words=self.cfg.max_words)
+                yield Job(self._request(shown), f"explain llm {feature}", parse, feature)
+
+        name = self.model.name
+        for job, answer in self.door.ask(jobs()):
+            call, status = answer.call_id, answer.status
+            yield [_row(collection, job.key, explainer, "llm", name, 0, answer.value, answer.reason, call, status)]
+        for feature in silent:
+            yield [_row(collection, feature, explainer, "llm", name, 0, None, "never_fires_in_explain")]
 
     def _request(self, excerpts: list[str]) -> Request:
         messages = prompts.fill(self.cfg.prompt, excerpts="\n".join(f"- {line}" for line in excerpts))
         content = tuple((message["role"], message["content"]) for message in messages)
-        return Request(self.cfg.provider, self.cfg.model, content, self.cfg.max_new_tokens)
+        return Request(self.model, content, self.cfg.max_new_tokens)
 
     def _excerpts(self, collection: str, feature: int) -> list[str]:
         """Marked excerpts of the explain split, from all quantiles of the peak, strongest first."""
@@ -227,12 +245,10 @@ def _unquoted(line: str) -> str:
 
 def _row(
     collection: str, feature: int, explainer: str, method: str, model: str | None, draw: int,
-    label: str | None, reason: str | None = None, call: str | None = None,
+    label: str | None, reason: str | None = None, call: str | None = None, status: Status | None = None,
 ) -> Explanation:  # fmt: skip
     return Explanation(
         explanation_id=fingerprint([collection, feature, explainer, draw]), collection_id=collection, feature=feature,
         explainer_id=explainer, method=method, model=model, draw=draw,
-        status="ok" if label is not None else "skipped" if reason == "never_fires_in_explain" else
-        "refused" if reason == "refusal" else "unparsed",
-        label=label, reason=None if label is not None else reason, call_id=call,
+        status=status or ("skipped" if label is None else "ok"), label=label, reason=reason, call_id=call,
     )  # fmt: skip

@@ -17,8 +17,10 @@ from autointerp.config import Settings
 from autointerp.draws import Cell, Design, claim_threshold
 from autointerp.evidence import ExplainEvidence, Texts
 from autointerp.keep import mix, salted
+from autointerp.llm import Door
 from autointerp.rows import Explanation, Run, Split
 from autointerp.simulators import AskingSimulator, Predicted, Simulator, open_simulator
+from autointerp.simulators.chat import ChatSimulator
 from autointerp.simulators.lookup import LookupSimulator
 from autointerp.simulators.pattern import sentence_of
 from autointerp.store import Excerpts, Store
@@ -92,6 +94,10 @@ class Grading:
     def _open(self, kind: str) -> Simulator:
         if kind == "lookup":
             return LookupSimulator(self.evidence, self.settings.collect.passage_tokens)
+        if kind == "chat":
+            return ChatSimulator(
+                Door(self.store, self.settings), self.settings.simulator, self.settings.collect.passage_tokens
+            )
         section = self.settings.simulator.model_copy(update={"kind": kind})
         return open_simulator(self.settings.model_copy(update={"simulator": section}))
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autointerp import __version__, corpus, prompts, streams
-from autointerp.config import PAID, DictionarySection, Settings, fingerprint
+from autointerp.config import PAID, DictionarySection, Settings, fingerprint, model_of
 from autointerp.dictionary import Dictionary
 from autointerp.rows import Run
 from autointerp.subject import Subject, resolve_model
@@ -98,7 +98,10 @@ def explainer_id(settings: Settings, method: str) -> str:
     if method == "mined":
         used += [cfg.candidates]
     if method == "llm":
-        used += [cfg.provider, cfg.model, prompts.fingerprint(cfg.prompt), cfg.excerpts, cfg.max_new_tokens]
+        model = model_of(cfg)
+        used += [model.provider, model.name, prompts.fingerprint(cfg.prompt), cfg.excerpts, cfg.max_new_tokens]
+        if model.base_url is not None:  # another server may serve another model under the same name
+            used.append({"base_url": model.base_url})
     return fingerprint(used)
 
 
@@ -109,9 +112,11 @@ def simulator_id(settings: Settings, kind: str) -> str:
     if kind in ("embedding", "lookup"):
         used |= {"encoder": cfg.encoder, "floor_quantile": cfg.floor_quantile}
     if kind in PAID:
-        used |= {"model": cfg.model, "prompt": prompts.fingerprint(cfg.prompt_file)}
+        model = model_of(cfg)
+        used |= {"provider": model.provider, "model": model.name, "prompt": prompts.fingerprint(cfg.prompt_file)}
+        if model.base_url is not None:  # another server may serve another model under the same name
+            used["base_url"] = model.base_url
     if kind == "chat":
-        used |= {"provider": cfg.provider, "base_url": cfg.base_url}
         used |= {"per_call": cfg.per_call, "max_new_tokens": cfg.max_new_tokens}
     return fingerprint([used, SIMULATOR_VERSION])
 

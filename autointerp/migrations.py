@@ -128,6 +128,22 @@ STEPS: tuple[tuple[str, str], ...] = (
         """,
     ),
     (
+        "m005_ledger",
+        """
+        CREATE TABLE asked (
+            call_id VARCHAR NOT NULL, provider VARCHAR NOT NULL, base_url VARCHAR, model VARCHAR NOT NULL,
+            model_answered VARCHAR NOT NULL, purpose VARCHAR NOT NULL, draw INTEGER NOT NULL, request VARCHAR NOT NULL,
+            reply VARCHAR NOT NULL, status status NOT NULL, reason VARCHAR, repair_of VARCHAR,
+            input_tokens INTEGER, cached_tokens INTEGER, output_tokens INTEGER, usd DOUBLE,
+            ms DOUBLE NOT NULL, tries INTEGER NOT NULL, asked_at TIMESTAMP NOT NULL,
+            CHECK ((status = 'ok') = (reason IS NULL)), CHECK (usd IS NULL OR usd BETWEEN 0 AND 1e308)
+        );
+        INSERT INTO asked BY NAME SELECT *, 'ok' AS status FROM call;
+        DROP TABLE call;
+        ALTER TABLE asked RENAME TO call;
+        """,
+    ),
+    (
         "m006_structured_labels",
         """
         ALTER TABLE explanation ADD COLUMN rules VARCHAR;

@@ -11,14 +11,16 @@ from functools import cached_property
 
 from autointerp import check, collect, corpus, explain, prompts, score, simulate, targets
 from autointerp import population as populations
-from autointerp.config import Settings
+from autointerp.config import Settings, model_of
 from autointerp.corpus import Shard
 from autointerp.errors import StoreError
 from autointerp.grading import Grading
+from autointerp.llm import door
+from autointerp.llm.ledger import Ledger
 from autointerp.rows import Run, Split, Stage
 from autointerp.simulators.embedding import resolve_encoder
 from autointerp.store import Store
-from autointerp.subject import Subject, resolve_model
+from autointerp.subject import Subject
 from autointerp.sweep import Replica, load_replicas
 from autointerp.tally import Bar, Tally, peak_memory_mb
 from autointerp.targets import Target
@@ -45,12 +47,13 @@ def prepare(settings: Settings) -> Prepared:
     corpus.check(settings.corpus)
     if "llm" in settings.explainer.methods:
         prompts.locate(settings.explainer.prompt)
-        resolve_model(settings.explainer.model)
+        door.check(model_of(settings.explainer), settings)
     simulator = settings.simulator
     if "embedding" in (simulator.kind, simulator.claims):
         resolve_encoder(simulator.encoder)
     if simulator.paid:
         prompts.locate(simulator.prompt_file)
+        door.check(model_of(simulator), settings)
     sketch = Subject.sketch(settings.subject)
     sketch.check_context(settings.collect.context_tokens)
     if settings.corpus.chat:
@@ -70,6 +73,7 @@ class Pipeline:
     def __init__(self, store: Store, prepared: Prepared, bar: Bar, say: Callable[[str], None]) -> None:
         self.store, self.prepared, self.bar, self.say = store, prepared, bar, say
         self.settings = prepared.settings
+        Ledger.of(store)  # takes over the replies that a killed run had paid for
         self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
 
     def collect(self, shard: Shard | None = None) -> Tally:
@@ -135,6 +139,8 @@ class Pipeline:
             row = Stage(asked.run_id, tally.stage, tally.seconds, tally.tokens, tally.ok, failed, peak_memory_mb())
             self.store.add([row])
             self.store.publish()
+        if tally.stopped is not None:
+            raise tally.stopped
         return tally
 
 

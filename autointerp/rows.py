@@ -6,6 +6,7 @@ A passage's positions count its tokens from 0; sparse activations are two lists 
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated, ClassVar, Literal, get_type_hints
 
 Split = Literal["explain", "select", "score"]
@@ -248,19 +249,24 @@ class Call(Row):
 
     table: ClassVar[str] = "call"
     call_id: Annotated[str, "hash of provider, model, messages, parameters and draw"]
-    provider: Annotated[str, "who ran the model"]
+    provider: Annotated[str, "who ran the model: local, openai, anthropic"]
+    base_url: Annotated[str | None, "the server asked; NULL where it is the provider's own"]
     model: Annotated[str, "model asked"]
     model_answered: Annotated[str, "model that answered, as the provider names it"]
     purpose: Annotated[str, "stage and unit it was made for"]
     draw: Annotated[int, "0 is the first sample of this request"]
     request: Annotated[str, "messages as JSON"]
     reply: Annotated[str, "the reply, raw"]
-    input_tokens: Annotated[int, "tokens sent"]
-    cached_tokens: Annotated[int, "of which the provider had cached"]
-    output_tokens: Annotated[int, "tokens received"]
-    usd: Annotated[float, "cost in dollars; 0 for a local model"]
-    ms: Annotated[float, "time to the reply; for a batch its share of the batch"]
+    status: Annotated[Status, "ok, or why the reply itself is none: refused, unparsed (cut off, empty)"]
+    reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
+    repair_of: Annotated[str | None, "the call whose reply could not be used, where this asked for a better one"]
+    input_tokens: Annotated[int | None, "tokens sent, cached ones included; NULL where the server does not count"]
+    cached_tokens: Annotated[int | None, "of which the provider had cached"]
+    output_tokens: Annotated[int | None, "tokens received"]
+    usd: Annotated[float | None, "cost in dollars, 0 for a local model; NULL where the price is unknown"]
+    ms: Annotated[float, "time to the reply, retries included; for a batch its share of the batch"]
     tries: Annotated[int, "1 where the first attempt succeeded"]
+    asked_at: Annotated[datetime, "when the reply came (UTC)"]
 
 
 TABLES: tuple[type[Row], ...] = (

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from autointerp.errors import Unreachable
+from autointerp.errors import BudgetSpent, Unreachable
 from autointerp.grading import Grading
 from autointerp.rows import Draw, Explanation, Simulation, Split
 from autointerp.simulators import Predicted
@@ -54,9 +54,14 @@ def run(grading: Grading, split: Split) -> Tally:
                     store.add(unit.new)
                     _write(grading, unit, split, tally)
                 grading.bar.advance(1)
-        except Unreachable as problem:
+        except (Unreachable, BudgetSpent) as problem:  # no rows: these features stay pending
+            stopped = isinstance(problem, BudgetSpent)
+            left = sum(unit.n_passages for unit in units if unit.missing)
+            tally.failed["budget_spent" if stopped else "unreachable"] += left
+            if isinstance(problem, BudgetSpent):
+                tally.stopped = problem
+                break
             log.warning("%s", problem)
-            tally.failed["unreachable"] += sum(unit.n_passages for unit in units if unit.missing)
     tally.seconds = time.perf_counter() - started
     return tally
 

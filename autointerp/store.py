@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from autointerp.errors import StoreBusy, StoreError
 from autointerp.migrations import STEPS
-from autointerp.rows import TABLES, Draw, Explanation, Passage, Row, Run, Score, Split
+from autointerp.rows import TABLES, Call, Draw, Explanation, Passage, Row, Run, Score, Split
 
 # What a full or failing disk, or too little memory, makes DuckDB raise; anything else is a bug of ours.
 _DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
@@ -86,6 +86,7 @@ class Store:
     ) -> None:
         self.db, self.path, self.snapshot_of = connection, path, snapshot_of
         self._file: BinaryIO | None = None
+        self.transacting = False  # True within `transaction`
 
     # -- opening ---------------------------------------------------------------------------------------------------
 
@@ -207,12 +208,15 @@ class Store:
         """All or nothing."""
         with self._writing():
             self.db.execute("BEGIN")
+        self.transacting = True
         try:
             yield
         except BaseException:
             with contextlib.suppress(duckdb.Error):
                 self.db.execute("ROLLBACK")
             raise
+        finally:
+            self.transacting = False
         try:
             with self._writing():
                 self.db.execute("COMMIT")
@@ -274,6 +278,12 @@ class Store:
             with self._writing():
                 self.db.execute(f"INSERT INTO {table.table} BY NAME SELECT * FROM incoming")
             self.db.unregister("incoming")
+
+    def add_calls(self, rows: Sequence[Call]) -> None:
+        """Append calls, those that are there already left out."""
+        known = self.calls([row.call_id for row in rows])
+        with self.transaction():
+            self.add([row for row in rows if row.call_id not in known])
 
     def ask(self, run: Run) -> None:
         """Record what is asked for, as the latest run."""
@@ -548,23 +558,45 @@ class Store:
         )
         return [Score(**row) for row in found]
 
-    def call(self, call_id: str) -> dict[str, Any] | None:
-        """A recorded request and reply, or None."""
-        found = self._rows("SELECT * EXCLUDE asked_at FROM call WHERE call_id = ?", [call_id])
-        return found[0] if found else None
+    def calls(self, call_ids: Sequence[str]) -> dict[str, Call]:
+        """Recorded requests and replies, by id; ids that were never asked are not in it."""
+        if not call_ids:
+            return {}
+        found = self._rows("SELECT * FROM call WHERE call_id IN (SELECT unnest(?))", [list(call_ids)])
+        return {row["call_id"]: Call(**row) for row in found}
+
+    def spending(self) -> list[dict[str, Any]]:
+        """The whole ledger by stage and model: calls, those refused or unusable, tries, tokens, dollars.
+
+        `usd` adds up the calls whose price is known; `unpriced` counts the others.
+        """
+        return self._rows(
+            "SELECT split_part(purpose, ' ', 1) AS stage, provider, base_url, model, count(*) AS calls, "
+            "count(*) FILTER (WHERE status <> 'ok') AS unusable, sum(tries)::BIGINT AS tries, "
+            "coalesce(sum(input_tokens), 0)::BIGINT AS input_tokens, "
+            "coalesce(sum(cached_tokens), 0)::BIGINT AS cached_tokens, "
+            "coalesce(sum(output_tokens), 0)::BIGINT AS output_tokens, coalesce(sum(usd), 0) AS usd, "
+            "count(*) FILTER (WHERE usd IS NULL) AS unpriced "
+            "FROM call GROUP BY stage, provider, base_url, model ORDER BY ALL"
+        )
 
     def call_totals(self, collection_id: str, explainer_ids: Sequence[str]) -> dict[str, float]:
-        """Requests behind these explainers' labels; `cached` counts labels that an earlier call answered."""
+        """Requests behind these explainers' labels; `cached` counts labels that an earlier call answered.
+
+        Calls whose reply had to be repaired count too. `usd` adds up the calls whose price is known; `unpriced` counts
+        the others.
+        """
         row = self._one(
             "WITH asked AS (SELECT call_id FROM explanation WHERE collection_id = ? AND list_contains(?, explainer_id) "
-            "               AND call_id IS NOT NULL) "
-            "SELECT count(*), (SELECT count(*) FROM asked) - count(*), coalesce(sum(input_tokens), 0)::BIGINT, "
-            "coalesce(sum(output_tokens), 0)::BIGINT, coalesce(sum(usd), 0) "
-            "FROM call WHERE call_id IN (SELECT call_id FROM asked)",
+            "               AND call_id IS NOT NULL), "
+            "paid AS (SELECT call_id FROM asked UNION SELECT repair_of FROM call SEMI JOIN asked USING (call_id)) "
+            "SELECT count(*), (SELECT count(*) FROM asked) - count(*) FILTER (WHERE call_id IN (FROM asked)), "
+            "coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT, coalesce(sum(usd), 0), "
+            "count(*) FILTER (WHERE usd IS NULL) FROM call WHERE call_id IN (FROM paid)",
             [collection_id, list(explainer_ids)],
         )
         assert row is not None
-        return dict(zip(("calls", "cached", "input_tokens", "output_tokens", "usd"), row, strict=True))
+        return dict(zip(("calls", "cached", "input_tokens", "output_tokens", "usd", "unpriced"), row, strict=True))
 
     # -- reading: anything -----------------------------------------------------------------------------------------
 

@@ -20,6 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from autointerp.errors import UserError
+
 
 @dataclass
 class Tally:
@@ -30,6 +32,7 @@ class Tally:
     failed: Counter[str] = field(default_factory=Counter)
     tokens: int = 0  # tokens processed
     seconds: float = 0.0
+    stopped: UserError | None = None  # why the stage ended before its work did, where the run must not go on
 
     @property
     def worked(self) -> bool:

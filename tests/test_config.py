@@ -239,6 +239,7 @@ def test_a_fingerprint_does_not_depend_on_the_order_of_keys_and_differs_for_othe
 
 def test_the_packaged_file_is_valid_toml_without_values_that_are_out_commented_by_mistake() -> None:
     tables = tomllib.loads(config.packaged_file().read_text("utf-8"))
-    written = {f"{section}.{key}" for section, table in tables.items() for key in table}
+    sections = {name: table[0] if isinstance(table, list) else table for name, table in tables.items()}
+    written = {f"{section}.{key}" for section, table in sections.items() for key in table}
     optional = {key for key, field in config.known_keys().items() if field.default is None}
     assert written == set(config.known_keys()) - optional

@@ -189,14 +189,20 @@ def test_a_prompt_that_does_not_exist_is_named_with_the_known_ones(name: str) ->
 
 
 class Says:
-    """A fake provider that gives one reply per feature, in order, and counts what it is asked."""
+    """A fake provider that gives one reply per feature, in order, insists on it, and counts what it is asked."""
 
     def __init__(self, replies: list[str]) -> None:
-        self.replies, self.asked = list(replies), []
+        self.replies, self.asked, self.insisted = list(replies), [], 0
 
     def ask(self, requests: list[Request]) -> list[Reply]:
-        self.asked += requests
-        return [Reply(self.replies.pop(0), "fake", 10, 2, 1.0) for _ in requests]
+        return [Reply(self._reply(request), "fake", 10, 2, 1.0) for request in requests]
+
+    def _reply(self, request: Request) -> str:
+        if request.messages[-1][1].startswith("That reply cannot be used"):
+            self.insisted += 1
+            return request.messages[-2][1]
+        self.asked.append(request)
+        return self.replies.pop(0)
 
 
 Explain = Callable[..., tuple[list[Explanation], Says]]
@@ -226,7 +232,8 @@ def explain(tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_every_reply_is_a_row_with_its_status_and_reason(explain: Explain) -> None:
-    rows, _ = explain(["colours", "", "I cannot say", "Let me look", "a " * 13, "names"])
+    rows, provider = explain(["colours", "", "I cannot say", "Let me look", "a " * 13, "names"])
+    assert provider.insisted == 2  # what is empty or a refusal is not asked for again
     assert [(row.status, row.label, row.reason) for row in rows] == [
         ("ok", "colours", None),
         ("unparsed", None, "empty"),
@@ -242,7 +249,7 @@ def test_every_reply_is_a_row_with_its_status_and_reason(explain: Explain) -> No
 def test_the_raw_reply_is_kept_beside_a_row_that_failed(explain: Explain, tmp_path: Path) -> None:
     rows, _ = explain(["I cannot say"] * 6)
     with Store.read(tmp_path / "t" / "run.duckdb") as store:
-        assert {store.call(row.call_id or "")["reply"] for row in rows} == {"I cannot say"}  # type: ignore[index]
+        assert {call.reply for call in store.calls([row.call_id or "" for row in rows]).values()} == {"I cannot say"}
 
 
 def test_asking_again_asks_nobody(explain: Explain) -> None:
@@ -281,10 +288,10 @@ def test_a_failure_halfway_keeps_what_is_done_and_the_rest_pending(
 ) -> None:
     monkeypatch.setattr("autointerp.explain.CHUNK_FEATURES", 2)
     with pytest.raises(IndexError):  # the fake has run out of replies, as a crash would
-        explain(["colours", "names", "verbs"])
-    rows, provider = explain(["places"] * 4)
-    assert len(provider.asked) == 4
-    assert [row.label for row in rows] == ["colours", "names"] + ["places"] * 4
+        explain(["colours", "names", "verbs", "nouns", "tenses"])
+    rows, provider = explain(["places"] * 2)
+    assert len(provider.asked) == 2
+    assert [row.label for row in rows] == ["colours", "names", "verbs", "nouns"] + ["places"] * 2
 
 
 def test_a_model_that_cannot_be_reached_leaves_the_work_pending_and_the_run_alive(

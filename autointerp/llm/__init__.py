@@ -1,9 +1,11 @@
 """The only door to a language model: ask, cache, record.
 
-A stage asks for replies to requests; whatever is in the ledger (`call`) comes from there, the rest is asked of the
-provider and recorded. One file per provider: `local` runs a causal LM through transformers.
+A stage gives jobs and takes answers as they complete. Whatever is in the ledger (`call`) comes from there; the rest is
+asked of a provider, many requests at once, and recorded before it is used. One file per provider: `openai` (any server
+that speaks its API), `anthropic`, `local` (a causal LM in this process, through transformers).
 """
 
-from autointerp.llm.door import Door, Reply, Request
+from autointerp.llm.door import Door
+from autointerp.llm.request import Answer, Job, Model, Reply, Request
 
-__all__ = ["Door", "Reply", "Request"]
+__all__ = ["Answer", "Door", "Job", "Model", "Reply", "Request"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from autointerp.llm.door import Reply, Request
+from autointerp.llm.request import Model, Reply, Request
+from autointerp.llm.sent import Sent
 from autointerp.subject import load_causal_lm, pick_device, quiet_transformers
 
 
@@ -50,3 +51,42 @@ class LocalProvider:
         if self.tokenizer.chat_template is None:
             return "\n\n".join(content for _, content in request.messages)
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+
+
+class Batches:
+    """The requests to a local model. They wait until a batch is full, which then runs in the thread that filled it."""
+
+    def __init__(self, model: Model, device: str, size: int) -> None:
+        self.model, self.device, self.size = model, device, size
+        self._provider: LocalProvider | None = None
+        self._waiting: list[Sent] = []
+
+    def send(self, sent: Sent) -> None:
+        """Take a request; a full batch is run at once."""
+        self._waiting.append(sent)
+        if len(self._waiting) == self.size:
+            self.flush()
+
+    def flush(self) -> None:
+        """Run what waits."""
+        batch, self._waiting = self._waiting, []
+        if not batch:
+            return
+        if self._provider is None:
+            self._provider = LocalProvider(self.model.name, self.device)
+        for sent, reply in zip(batch, self._provider.ask([sent.request for sent in batch]), strict=True):
+            sent.done.put((sent, sent.record(reply)))
+
+    def halt(self) -> None:
+        """Nothing is ever in flight."""
+
+    def resume(self) -> None:
+        """Nothing was stopped."""
+
+    def abandon(self) -> None:
+        """Forget what waits."""
+        self._waiting = []
+
+    def close(self) -> None:
+        """Let the model go."""
+        self._provider = None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from autointerp.config import SimulatorSection
+from autointerp.config import SimulatorSection, model_of
 from autointerp.errors import ConfigError
 from autointerp.simulators.logprob import ANSWERS, UNKNOWN, heading, one_line, pieces, prefix
 from autointerp.subject import load_causal_lm, pick_device
@@ -69,7 +69,7 @@ class LocalAnswers:
         """Load the model: float32 on a CPU, bfloat16 elsewhere. Raises SubjectError, or ConfigError where it is one
         that cannot simulate."""
         chosen = pick_device(device)
-        model, tokenizer = load_causal_lm(cfg.model, "float32" if chosen.type == "cpu" else "bfloat16", chosen)
+        model, tokenizer = load_causal_lm(model_of(cfg).name, "float32" if chosen.type == "cpu" else "bfloat16", chosen)
         return cls(model, tokenizer, cfg.prompt_file, cfg.batch)
 
     @torch.inference_mode()

@@ -1,0 +1,94 @@
+"""Provider `anthropic`: Claude, through the Messages API."""
+
+import json
+import os
+from typing import Any
+
+from autointerp.errors import UserError
+from autointerp.llm.request import Model, Reply, Request
+from autointerp.llm.sent import Sent
+from autointerp.llm.trouble import KEY_VARIABLE, Judge
+from autointerp.rows import Status
+
+HOME = "https://api.anthropic.com"
+# Models think unless told not to, and the later ones take no temperature.
+OPTIONAL = {
+    "schema": r"output_config|output_format|json_schema|structured|schema",
+    "temperature": r"temperature|sampling",
+    "thinking": r"thinking",
+}
+OK: tuple[Status, str | None] = ("ok", None)
+ENDINGS: dict[str | None, tuple[Status, str | None]] = {
+    "refusal": ("refused", "refusal"),
+    "max_tokens": ("unparsed", "cut_off"),
+    "model_context_window_exceeded": ("unparsed", "context_too_long"),
+}
+
+
+class AnthropicChat:
+    """The client."""
+
+    def __init__(self, model: Model) -> None:
+        import anthropic
+
+        self.model = model
+        key = os.environ.get(KEY_VARIABLE["anthropic"]) or "none"
+        self.judge = Judge(anthropic, model, key, OPTIONAL)
+        # No retries and no timeouts of the SDK's: `online` has its own.
+        self.client = anthropic.AsyncAnthropic(
+            api_key=key, base_url=model.base_url or HOME, max_retries=0, timeout=None
+        )
+
+    def parts(self, sent: Sent) -> set[str]:
+        """The optional parts of this request."""
+        return {"temperature", "thinking"} | ({"schema"} if sent.request.schema is not None else set())
+
+    async def reply(self, sent: Sent, without: set[str]) -> Reply:
+        """The reply to one request."""
+        request, parts = sent.request, self.parts(sent) - without
+        system, messages = _cached(request)
+        body: dict[str, Any] = {"messages": messages}  # past the SDK's conversion of typed dicts, as with openai
+        if system:
+            body["system"] = system
+        if "temperature" in parts:
+            body["temperature"] = request.temperature
+        if "thinking" in parts:
+            body["thinking"] = {"type": "disabled"}
+        if "schema" in parts:
+            body["output_config"] = {"format": {"type": "json_schema", "schema": json.loads(request.schema or "{}")}}
+        found = await self.client.messages.create(
+            model=self.model.name, max_tokens=request.max_new_tokens, messages=[], extra_body=body
+        )
+        return self._read(found)
+
+    def _read(self, found: Any) -> Reply:
+        content = getattr(found, "content", None)
+        if not isinstance(content, list):
+            raise UserError(f"{self.model}: no such API there (a reply without content); check base_url")
+        text = "".join(block.text for block in content if block.type == "text")
+        status, reason = ENDINGS.get(found.stop_reason, OK)
+        usage = found.usage
+        read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
+        return Reply(
+            text=text, model=found.model or self.model.name, ms=0.0, input_tokens=usage.input_tokens + read + written,
+            cached_tokens=read, written_tokens=written, output_tokens=usage.output_tokens, status=status, reason=reason,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.close()
+
+
+def _cached(request: Request) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """System and messages, with a mark at the end of what other requests share: up to there the provider caches."""
+    system: list[dict[str, Any]] = []
+    messages: list[dict[str, Any]] = []
+    for i, (role, content) in enumerate(request.messages):
+        block: dict[str, Any] = {"type": "text", "text": content}
+        if i == request.n_stable - 1:
+            block["cache_control"] = {"type": "ephemeral"}
+        if role == "system":
+            system.append(block)
+        else:
+            messages.append({"role": role, "content": [block]})
+    return system, messages

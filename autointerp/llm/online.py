@@ -1,0 +1,225 @@
+"""Requests to a server: many in flight, retried, paced, and recorded as they arrive.
+
+One event loop, in a thread of its own, serves every server. What it calls on (SDK clients, pace) is touched in that
+thread alone.
+"""
+
+import asyncio
+import contextlib
+import functools
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Protocol
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type
+from tenacity.wait import wait_random_exponential
+
+from autointerp.config import LlmSection
+from autointerp.errors import Unreachable, UserError
+from autointerp.llm.pace import Pace
+from autointerp.llm.request import Model, Reply
+from autointerp.llm.sent import Sent
+from autointerp.llm.trouble import BadRequest, Judge, NoReply, Transient, Unsupported
+
+log = logging.getLogger(__name__)
+
+LONGEST_WAIT_S = 60.0
+LONGEST_RETRY_AFTER_S = 600.0  # a provider that asks for more is not waited for
+TRIES_OF_NOBODY = 4  # where nothing has ever answered at the address
+LOST_IN_A_ROW = 3  # requests without an answer after all tries, before the server is given up
+
+_backoff = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S)
+
+
+class Chat(Protocol):
+    """An SDK's client: one request, one attempt."""
+
+    judge: Judge
+
+    async def reply(self, sent: Sent, without: set[str]) -> Reply:
+        """The reply. Raises what the SDK raises, or one of `trouble`.
+
+        without  optional parts of a request that this server does not know
+        """
+        ...
+
+    def parts(self, sent: Sent) -> set[str]:
+        """The optional parts that this request would have."""
+        ...
+
+    async def close(self) -> None:
+        """Close its connections."""
+        ...
+
+
+class Online:
+    """The requests to one model of one server."""
+
+    def __init__(self, open_chat: Callable[[], Chat], model: Model, cfg: LlmSection) -> None:
+        self.model, self.cfg = model, cfg
+        self._open = open_chat
+        self._chat: Chat | None = None
+        self._pace = Pace(cfg.max_in_flight)
+        self._without: set[str] = set()  # optional parts that the server does not know
+        self._answered = False
+        self._lost = 0  # requests in a row without an answer after all tries
+        self._halt = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    # -- called from outside -----------------------------------------------------------------------------------------
+
+    def send(self, sent: Sent) -> None:
+        """Take a request; its outcome goes into `sent.done`."""
+        _loop().call_soon_threadsafe(self._start, sent)
+
+    def flush(self) -> None:
+        """Nothing waits here for company."""
+
+    def halt(self) -> None:
+        """No new attempts: what is not in flight ends at once."""
+        _loop().call_soon_threadsafe(self._stop)
+
+    def resume(self) -> None:
+        """Take requests again."""
+        _loop().call_soon_threadsafe(self._start_over)
+
+    def abandon(self) -> None:
+        """Drop everything that is in flight."""
+        _loop().call_soon_threadsafe(lambda: [task.cancel() for task in self._tasks])
+
+    def close(self) -> None:
+        """Close the connections."""
+        self.abandon()
+        if self._chat is not None:
+            asyncio.run_coroutine_threadsafe(self._chat.close(), _loop())
+
+    # -- in the loop's thread ----------------------------------------------------------------------------------------
+
+    def _start(self, sent: Sent) -> None:
+        task = asyncio.get_running_loop().create_task(self._run(sent))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _start_over(self) -> None:
+        self._halt.clear()
+        self._lost = 0
+
+    def _stop(self) -> None:
+        self._halt.set()
+        self._pace.hurry()
+
+    async def _run(self, sent: Sent) -> None:
+        try:
+            outcome: Any = sent.record(await self._answer(sent))
+            self._answered, self._lost = True, 0
+        except Transient as problem:
+            outcome = Unreachable(f"{self.model}: {problem} ({sent.tries} {'try' if sent.tries == 1 else 'tries'})")
+            self._count_lost(problem)
+        except asyncio.CancelledError:
+            outcome = Unreachable(f"{self.model}: dropped")
+        except Exception as problem:  # for the thread that asked: bugs keep their traceback
+            outcome = problem
+        sent.done.put((sent, outcome))
+
+    def _count_lost(self, problem: Transient) -> None:
+        """Give the server up where nobody ever answered, or nobody does any more."""
+        if isinstance(problem, _Halted):
+            return
+        self._lost += 1
+        if self._lost >= LOST_IN_A_ROW or (problem.absent and not self._answered):
+            self._stop()
+
+    async def _answer(self, sent: Sent) -> Reply:
+        """The reply after as many tries as it takes. Raises Transient when they are used up."""
+        started = time.perf_counter()
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(Transient),
+            stop=self._enough,
+            wait=self._wait,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        reply: Reply = await retrying(self._try, sent)
+        return replace(reply, ms=(time.perf_counter() - started) * 1000, tries=sent.tries)
+
+    def _enough(self, state: RetryCallState) -> bool:
+        problem = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(problem, _Halted) or (isinstance(problem, Transient) and _too_long(problem)):
+            return True
+        nobody = isinstance(problem, Transient) and problem.absent and not self._answered
+        tries = min(TRIES_OF_NOBODY, self.cfg.tries) if nobody else self.cfg.tries
+        return state.attempt_number >= tries
+
+    def _wait(self, state: RetryCallState) -> float:
+        problem = state.outcome.exception() if state.outcome is not None else None
+        asked = problem.retry_after if isinstance(problem, Transient) else None
+        return max(asked or 0.0, _backoff(state))
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._halt.wait(), seconds)
+
+    async def _try(self, sent: Sent) -> Reply:
+        """One attempt, in a place of its own; more than one request where the server does not know a part of it."""
+        ticket = await self._pace.enter()
+        try:
+            if self._halt.is_set():
+                raise _Halted("stopped")
+            sent.tries += 1
+            if self._chat is None:
+                self._chat = self._open()
+            reply = await self._negotiated(sent)
+        except Transient as problem:
+            if problem.busy:
+                self._pace.refused(ticket, None if _too_long(problem) else problem.retry_after)
+            if problem.billed:
+                sent.lost = sent.lost.plus(sent.expected)
+            log.debug("%s: %s", sent.purpose, problem)
+            raise
+        finally:
+            self._pace.leave()
+        self._pace.answered()
+        return reply
+
+    async def _negotiated(self, sent: Sent) -> Reply:
+        assert self._chat is not None
+        while True:
+            without = set(self._without)
+            try:
+                async with asyncio.timeout(self.cfg.timeout_s):
+                    return await self._chat.reply(sent, without)
+            except (Transient, NoReply, UserError):
+                raise
+            except json.JSONDecodeError:
+                raise Transient("a reply that was cut short", billed=True) from None
+            except Exception as error:
+                problem = self._chat.judge.read(error, self._chat.parts(sent) - without)
+            if isinstance(problem, Unsupported):
+                self._without |= problem.parts
+                continue
+            if isinstance(problem, BadRequest):
+                if not self._answered:  # so it would be with every request
+                    raise UserError(f"{self.model} refuses the request: {problem}")
+                log.warning("%s: %s refuses the request: %s", sent.purpose, self.model, problem)
+                raise NoReply("failed", "bad_request")
+            raise problem
+
+
+class _Halted(Transient):
+    """The asking has been stopped meanwhile."""
+
+
+def _too_long(problem: Transient) -> bool:
+    return problem.retry_after is not None and problem.retry_after > LONGEST_RETRY_AFTER_S
+
+
+@functools.cache
+def _loop() -> asyncio.AbstractEventLoop:
+    """The event loop, running in a daemon thread."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="llm", daemon=True).start()
+    return loop

@@ -1,0 +1,101 @@
+"""Provider `openai`: any server that speaks OpenAI's chat completions (vLLM, Ollama, OpenRouter, llama.cpp, ...)."""
+
+import json
+import os
+from typing import Any
+
+from autointerp.errors import UserError
+from autointerp.llm.request import Model, Reply
+from autointerp.llm.sent import Sent
+from autointerp.llm.trouble import KEY_VARIABLE, Judge
+from autointerp.rows import Status
+
+HOME = "https://api.openai.com/v1"
+# Parts of a request that a server may not know, and the words by which it says so. The default models think before
+# they answer unless told not to, and with thought they take no temperature.
+OPTIONAL = {
+    "schema": r"response_format|json_schema|structured|guided|grammar",
+    "temperature": r"temperature",
+    "reasoning_effort": r"reasoning",
+    "max_completion_tokens": r"max_completion_tokens",
+}
+
+
+class OpenAIChat:
+    """One server's client."""
+
+    def __init__(self, model: Model) -> None:
+        import openai
+
+        self.model = model
+        # A server of one's own usually wants no key, but the SDK does. The address is always given: the SDK would
+        # take another one from the environment, and the keys of rows would not know.
+        key = os.environ.get(KEY_VARIABLE["openai"]) or "none"
+        self.judge = Judge(openai, model, key, OPTIONAL)
+        # No retries and no timeouts of the SDK's: `online` has its own.
+        self.client = openai.AsyncOpenAI(api_key=key, base_url=model.base_url or HOME, max_retries=0, timeout=None)
+
+    def parts(self, sent: Sent) -> set[str]:
+        """The optional parts of this request."""
+        found = {"temperature", "reasoning_effort", "max_completion_tokens"}
+        if self.model.base_url is not None:  # servers that take either know max_tokens, and some ignore the other
+            found -= {"max_completion_tokens"}
+        return found | ({"schema"} if sent.request.schema is not None else set())
+
+    async def reply(self, sent: Sent, without: set[str]) -> Reply:
+        """The reply to one request."""
+        request, parts = sent.request, self.parts(sent) - without
+        limit = "max_completion_tokens" if "max_completion_tokens" in parts else "max_tokens"
+        # Messages go past the SDK's conversion of typed dicts, which takes more time than the rest of a call.
+        body: dict[str, Any] = {
+            "messages": [{"role": role, "content": content} for role, content in request.messages],
+            limit: request.max_new_tokens,
+        }
+        if "temperature" in parts:
+            body["temperature"] = request.temperature
+        if "reasoning_effort" in parts:
+            body["reasoning_effort"] = "none"
+        if "schema" in parts:
+            schema = json.loads(request.schema or "{}")
+            body["response_format"] = {
+                "type": "json_schema", "json_schema": {"name": "reply", "schema": schema, "strict": True}
+            }  # fmt: skip
+        found = await self.client.chat.completions.create(model=self.model.name, messages=[], extra_body=body)
+        return self._read(found, parts)
+
+    def _read(self, found: Any, parts: set[str]) -> Reply:
+        choices = getattr(found, "choices", None)
+        if not choices:
+            error = getattr(found, "error", None)
+            if isinstance(error, dict):  # OpenRouter reports trouble further on with status 200
+                code = int(error.get("code") or 500)
+                raise self.judge.status(code, str(error.get("message", "")), {}, parts)
+            raise UserError(f"{self.model}: no such API there (a reply without choices); check base_url")
+        message, usage = choices[0].message, found.usage
+        status, reason = _ending(choices[0].finish_reason, message)
+        cached = written = None
+        if usage is not None:
+            details = usage.prompt_tokens_details
+            cached = getattr(details, "cached_tokens", None) or 0
+            written = getattr(details, "cache_write_tokens", None)
+        return Reply(
+            text=message.content or message.refusal or "", model=found.model or self.model.name, ms=0.0,
+            input_tokens=None if usage is None else usage.prompt_tokens, cached_tokens=cached,
+            written_tokens=written or 0, output_tokens=None if usage is None else usage.completion_tokens,
+            status=status, reason=reason,
+        )  # fmt: skip
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self.client.close()
+
+
+def _ending(finish: str | None, message: Any) -> tuple[Status, str | None]:
+    """Status and reason of a reply by the way it ended."""
+    if finish == "content_filter":
+        return "refused", "content_filter"
+    if getattr(message, "refusal", None):
+        return "refused", "refusal"
+    if finish == "length":
+        return "unparsed", "cut_off"
+    return "ok", None

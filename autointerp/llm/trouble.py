@@ -1,0 +1,149 @@
+"""What a provider's error means: another try, a row with a reason, or a line for the user.
+
+The two SDKs have one design: a status error with the response, and a connection error around what httpx raised.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+
+from autointerp.errors import UserError
+from autointerp.llm.request import Model
+from autointerp.rows import Status
+
+KEY_VARIABLE = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
+BUSY = {429, 503, 529}
+AGAIN = {408, 409, 425}
+TOO_LONG = re.compile(
+    r"context[ _]length|context window|context size|maximum context|prompt is too long|too many (input )?tokens|"
+    r"input is too long|exceeds? the (available )?context"
+)
+FILTERED = re.compile(r"content[ _](filter|policy|management)|invalid_prompt|safety system|usage policies")
+NO_MONEY = re.compile(r"insufficient_quota|credit balance|billing|spend(ing)? limit")
+NO_MODEL = re.compile(r"model_not_found|model.{0,80}(not found|not exist|not a valid|not supported|invalid)|^model: ")
+
+
+class Transient(Exception):
+    """Worth another try. The message says what happened, in a few words."""
+
+    def __init__(
+        self, what: str, retry_after: float | None = None, *, busy: bool = False, absent: bool = False,
+        billed: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(what)
+        self.retry_after = retry_after  # seconds that the provider asked for
+        self.busy = busy  # too many requests
+        self.absent = absent  # nobody listens at the address
+        self.billed = billed  # the provider may have answered, and been paid
+
+
+class NoReply(Exception):
+    """The provider will not answer this request, whenever it is asked: a row with this reason."""
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status, self.reason = status, reason
+
+
+class Unsupported(Exception):
+    """A 400 that names an optional part of the request: to be left out from now on."""
+
+    def __init__(self, parts: set[str]) -> None:
+        super().__init__(", ".join(sorted(parts)))
+        self.parts = parts
+
+
+class BadRequest(Exception):
+    """A 400 of which we know no more. The message is the server's, on one line."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Reads the errors of one SDK."""
+
+    sdk: Any  # the module: openai or anthropic
+    model: Model
+    key: str  # never shown
+    optional: dict[str, str]  # part of a request that a server may not know -> words by which it says so
+
+    def read(self, error: Exception, sent: set[str]) -> Exception:
+        """What to raise instead of `error`; itself where it is a bug of ours.
+
+        sent  optional parts of the request
+        """
+        import httpx2
+
+        if isinstance(error, TimeoutError | self.sdk.APITimeoutError):
+            return Transient("no reply in time", billed=True)
+        if isinstance(error, self.sdk.APIConnectionError):
+            cause = error.__cause__
+            if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
+                return Transient("no connection", absent=True)
+            if cause is None or isinstance(cause, httpx2.HTTPError | OSError):
+                return Transient("the connection was cut", billed=True)
+            return cause if isinstance(cause, Exception) else error
+        if isinstance(error, httpx2.HTTPError):
+            return Transient("the connection was cut", billed=True)
+        if isinstance(error, self.sdk.APIStatusError):
+            return self.status(error.status_code, _message(error), error.response.headers, sent)
+        return error
+
+    def status(self, code: int, message: str, headers: Any, sent: set[str]) -> Exception:
+        """The same for a reply that is an error: its status code and what it says."""
+        said = message.lower()
+        if code in {401, 403}:
+            variable = KEY_VARIABLE[self.model.provider]
+            return UserError(f"{self.model} refuses the key (status {code}): check {variable} in the environment")
+        if code == 402 or (code in {400, 429} and NO_MONEY.search(said)):
+            return UserError(f"{self.model} wants to be paid first: {self._shown(message)}")
+        if code in BUSY:
+            return Transient(f"status {code}", retry_after(headers), busy=True)
+        if code in AGAIN or code >= 500:
+            return Transient(f"status {code}", retry_after(headers))
+        if code in {400, 404, 422} and NO_MODEL.search(said):
+            return UserError(f"{self.model}: no such model there: {self._shown(message)}")
+        if code in {400, 413, 422}:
+            return self._refused(said, message, sent)
+        return UserError(f"{self.model}: no such API there (status {code}): {self._shown(message)}; check base_url")
+
+    def _refused(self, said: str, message: str, sent: set[str]) -> Exception:
+        if TOO_LONG.search(said):
+            return NoReply("failed", "context_too_long")
+        if FILTERED.search(said):
+            return NoReply("refused", "content_filter")
+        parts = {part for part in sent if re.search(self.optional[part], said)}
+        if not parts and "schema" in sent:  # servers without structured replies say so in many ways
+            parts = {"schema"}
+        return Unsupported(parts) if parts else BadRequest(self._shown(message))
+
+    def _shown(self, message: str) -> str:
+        """A server's words: one line, of a length that can be read, without the key."""
+        text = " ".join(message.replace(self.key, "***").split())
+        return f"{text[:200]}..." if len(text) > 200 else text
+
+
+def _message(error: Any) -> str:
+    """What a server says in an error: its type, code and message where it speaks JSON, else the text."""
+    found = error.body.get("error", error.body) if isinstance(error.body, dict) else error.body
+    if isinstance(found, dict):
+        return " ".join(str(found[key]) for key in ("type", "code", "param", "message", "detail") if found.get(key))
+    return str(found or error.response.text)
+
+
+def retry_after(headers: Any) -> float | None:
+    """Seconds that a reply asks to wait: `retry-after-ms`, or `retry-after` in seconds or as a date; None without."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        value = headers.get(name)
+        if value is None:
+            continue
+        try:
+            return max(float(value) * unit, 0.0)
+        except ValueError:
+            pass
+        try:
+            return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
+        except (ValueError, TypeError):
+            pass
+    return None
