@@ -187,7 +187,7 @@ class Explanation(Row):
     reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
     call_id: Annotated[str | None, "the request and reply behind it; NULL where no model was asked"]
     rules: Annotated[str | None, "the structured form as JSON, as in rules.py; NULL where there is none"] = None
-    excerpts: Annotated[int | None, "passages shown to a model, fewer where its context is short; NULL without one"] = None
+    excerpts: Annotated[int | None, "passages shown to a model; fewer where its context is short"] = None
 
 
 @dataclass(frozen=True, slots=True)

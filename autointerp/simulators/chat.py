@@ -1,9 +1,9 @@
 """The `chat` simulator: a chat model reads passages as plain text, and quotes the words that fire.
 
-Several passages go into one call, and the reply lists the firing words alone, by quote, occurrence and strength 0-10: a
-tenth of the output of a list of all tokens. The price is that a reply has to be understood, so it is checked as a whole:
-a passage too many or too few, a quote that does not stand in its passage, a place that does not exist or a strength
-that is no number from 0 to 10, and nothing of it is used. Such passages are rows with their reason, never zeros.
+Several passages go into one call, and the reply lists the firing words alone, by quote, occurrence and strength 0-10,
+instead of every token. Such a reply has to be understood, so it is checked as a whole: a passage too many or too few, a
+quote that does not stand in its passage, a place that does not exist or a strength that is no number from 0 to 10, and
+nothing of it is used. Its passages are rows with their reason, never zeros.
 
 A quote is found as it stands, or else up to white space, quotation marks and the Unicode form of its characters.
 Places are counted over whole words where the quote is one somewhere in its passage ("the" is not found in "other"),
