@@ -15,8 +15,8 @@ from autointerp.simulators.logprob import heading, prefix
 from autointerp.subject import load_causal_lm
 from autointerp.text import token_strings
 
-ROUNDS = 3
-PASSAGES = 16  # for the simulator, in each round
+ROUNDS = 5
+PASSAGES = 8  # for the simulator, in each round
 PLAIN = 2  # for the plain computation, in each round
 LABEL = "names of countries and their governments"
 
