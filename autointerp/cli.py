@@ -484,7 +484,8 @@ def config_(
         found = getattr(settings, name)
         several = isinstance(found, tuple) and len(found) > 1
         for section in found if isinstance(found, tuple) else [found]:
-            console.print(f"\n[bold]\\[{f'[{name}]' if several else name}][/bold]", highlight=False)
+            title = f"[[{name}]]" if several else f"[{name}]"
+            console.print(f"\n{title}", style="bold", highlight=False, markup=False)
             for key, field in type(section).model_fields.items():
                 value = json.dumps(getattr(section, key), default=str)
                 console.print(f"  [cyan]{key}[/cyan] = {value}", end="  ", highlight=False)

@@ -86,6 +86,7 @@ class Server:
     log: list[Asked] = field(default_factory=list)
     in_flight: int = 0
     most: int = 0  # the largest number in flight, those above the limit included
+    _hanging: set["asyncio.Task[None]"] = field(default_factory=set)
 
     @property
     def openai(self) -> str:
@@ -101,9 +102,15 @@ class Server:
         """How the requests ended."""
         return Counter(asked.kind for asked in self.log)
 
-    def billed(self) -> Counter[str]:
-        """Paid requests by their messages and draw."""
-        return Counter(json.dumps(asked.chat) for asked in self.log if asked.billed)
+    def whole(self) -> Counter[str]:
+        """Requests whose reply was sent whole, by their messages: what has to be paid, and need not be paid again."""
+        paid = [asked for asked in self.log if asked.billed and asked.kind not in {"truncated", "short"}]
+        return Counter(json.dumps(asked.chat, ensure_ascii=False) for asked in paid)
+
+    def cancel(self) -> None:
+        """End the requests that hang."""
+        for task in list(self._hanging):
+            self._loop.call_soon_threadsafe(task.cancel)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -168,7 +175,10 @@ class Server:
     async def _answer(self, asked: Asked, writer: asyncio.StreamWriter) -> bool:
         kind = asked.kind
         if kind == "hang":
-            await asyncio.sleep(3600)
+            task = asyncio.create_task(asyncio.sleep(3600))
+            self._hanging.add(task)
+            task.add_done_callback(self._hanging.discard)
+            await task
         if kind == "no-path":
             return await self._send(writer, 404, b'{"detail":"Not Found"}')
         if kind == "html":

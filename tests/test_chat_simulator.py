@@ -265,9 +265,9 @@ def test_a_model_that_is_not_there_leaves_its_features_pending(served: Served, b
     assert set(tally.failed) == {"unreachable"}
     assert found.store.query("SELECT count(DISTINCT explanation_id) FROM draw WHERE split = 'score'")[1] == [(1,)]
     down[0] = False
-    paid = server.billed()
+    paid = server.whole()
     assert simulate.run(found.grading, "score").ok == tally.failed["unreachable"]
-    assert max(server.billed().values()) == 1 and server.billed().total() > paid.total() > 0
+    assert max(server.whole().values()) == 1 and server.whole().total() > paid.total() > 0
 
 
 def test_a_spent_budget_ends_the_stage_and_keeps_what_was_paid(served: Served, bench: MakeBench) -> None:
@@ -275,9 +275,9 @@ def test_a_spent_budget_ends_the_stage_and_keeps_what_was_paid(served: Served, b
     through_select(found)
     tally = simulate.run(found.grading, "score")
     assert isinstance(tally.stopped, BudgetSpent) and tally.failed["budget_spent"] > 0
-    assert max(server.billed().values()) == 1
+    assert max(server.whole().values()) == 1
     calls = found.store.query("SELECT count(*) FROM call")[1]
-    assert calls == [(server.billed().total(),)]
+    assert calls == [(server.whole().total(),)]
 
 
 # -- excerpts are data -------------------------------------------------------------------------------------------------

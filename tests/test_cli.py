@@ -504,7 +504,7 @@ def test_init_writes_a_configuration_and_the_prompts_that_then_work(
     ended = autointerp("init", tmp_path / "study")
     assert ended.code == 0
     made = left(tmp_path / "study")
-    assert made == ["config.toml", "prompts/explain.md"]
+    assert made == ["config.toml", "prompts/explain.md", "prompts/repair.md"]
     assert sorted(Path(line) for line in ended.out.splitlines()) == sorted(
         tmp_path / "study" / name for name in made
     )
@@ -538,7 +538,8 @@ def test_config_shows_every_key_with_its_value_and_meaning(autointerp: Autointer
     assert "tokens = 12345" in out
     flat = " ".join(out.split())
     for key, field in config.known_keys().items():
-        assert f"[{key.split('.')[0]}]" in out
+        section = key.split(".")[0]
+        assert (f"[[{section}]]" if section == "price" else f"[{section}]") in out
         assert f"{key.split('.')[1]} = " in flat
         assert " ".join(field.description.split()) in flat
 

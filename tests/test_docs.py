@@ -101,8 +101,8 @@ def test_an_example_runs(
     # Dumped as TOML by hand, in a folder as a user has it; the tiny run answers to the name of the default one.
     lines = []
     for section, values in settings.model_dump(mode="json").items():
-        values = values[0] if section == "dictionary" else values
-        lines += [f"[{section}]", *(f"{k} = {_toml(v)}" for k, v in values.items() if v is not None)]
+        values = values[0] if section in {"dictionary", "price"} else values
+        lines += [f"[[{section}]]" if section == "price" else f"[{section}]", *(f"{k} = {_toml(v)}" for k, v in values.items() if v is not None)]
     Path("config.toml").write_text("\n".join(lines) + "\n", "utf-8")
     arguments = words(example)
     if arguments[0] == "show":

@@ -5,7 +5,7 @@ asked of a provider, many requests at once, and recorded before it is used. One 
 that speaks its API), `anthropic`, `local` (a causal LM in this process, through transformers).
 """
 
-from autointerp.llm.door import Door
+from autointerp.llm.door import Door, check
 from autointerp.llm.request import Answer, Job, Model, Reply, Request
 
-__all__ = ["Answer", "Door", "Job", "Model", "Reply", "Request"]
+__all__ = ["Answer", "Door", "Job", "Model", "Reply", "Request", "check"]

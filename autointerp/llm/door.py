@@ -47,8 +47,8 @@ class Line(Protocol):
         """Take requests again."""
         ...
 
-    def abandon(self) -> None:
-        """Drop what is in flight."""
+    def abandon(self, done: Any) -> None:
+        """Drop the requests whose outcomes go there."""
         ...
 
     def close(self) -> None:
@@ -146,6 +146,7 @@ class _Asking(Generic[T]):
         self.parked: _Turn[T] | None = None  # waits until it is known what those in flight cost
         self.lines: set[Line] = set()
         self.stop: AutointerpError | None = None
+        self.deadline = 0.0  # of what is in flight, where the asking has to stop
         self.lost: list[Unreachable] = []
         self.left = 0  # jobs without an answer
 
@@ -164,7 +165,7 @@ class _Asking(Generic[T]):
         finally:
             if self.waiting:
                 for line in self.lines:
-                    line.abandon()
+                    line.abandon(self.done)
             self.door.ledger.settle()
         self._raise()
 

@@ -1,9 +1,9 @@
 """The ledger: every reply, durable before it is used.
 
 A reply is first written to a journal beside the database, in the thread in which it arrives, and moved into `call` in
-large steps. A transaction of its own would cost a reply 3 ms, and would have to wait for what else is being written; a
-line costs 0.02 ms. The line is in the system's hands when the reply is used, so a killed process loses none; a power
-cut loses the last seconds. The next writer takes over what a journal holds.
+large steps. A transaction of its own would cost a reply 14 ms, and would wait for what else is being written; a line in
+the journal costs 0.06 ms, and a step of 500 replies 31 ms. The line is in the system's hands before the reply is used,
+so a killed process loses none; a power cut may lose the last seconds. The next writer takes over what a journal holds.
 """
 
 import json
@@ -73,10 +73,10 @@ class Ledger:
 
     def settle(self, enough: int = 1) -> None:
         """Move what the journal holds into the table, where that is at least `enough` and no transaction is open."""
+        if len(self._rows) < enough or self.store.transacting:
+            return
         with self._lock:
             rows = list(self._rows.values())
-        if len(rows) < enough or self.store.transacting:
-            return
         self.store.add_calls(rows)
         with self._lock:
             for row in rows:

@@ -83,9 +83,9 @@ class Batches:
     def resume(self) -> None:
         """Nothing was stopped."""
 
-    def abandon(self) -> None:
-        """Forget what waits."""
-        self._waiting = []
+    def abandon(self, done: Any) -> None:
+        """Forget the requests whose outcomes go there."""
+        self._waiting = [sent for sent in self._waiting if sent.done is not done]
 
     def close(self) -> None:
         """Let the model go."""

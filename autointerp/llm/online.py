@@ -68,7 +68,7 @@ class Online:
         self._answered = False
         self._lost = 0  # requests in a row without an answer after all tries
         self._halt = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], Sent] = {}
 
     # -- called from outside -----------------------------------------------------------------------------------------
 
@@ -87,13 +87,12 @@ class Online:
         """Take requests again."""
         _loop().call_soon_threadsafe(self._start_over)
 
-    def abandon(self) -> None:
-        """Drop everything that is in flight."""
-        _loop().call_soon_threadsafe(lambda: [task.cancel() for task in self._tasks])
+    def abandon(self, done: Any) -> None:
+        """Drop the requests whose outcomes go there."""
+        _loop().call_soon_threadsafe(self._cancel, done)
 
     def close(self) -> None:
         """Close the connections."""
-        self.abandon()
         if self._chat is not None:
             asyncio.run_coroutine_threadsafe(self._chat.close(), _loop())
 
@@ -101,8 +100,13 @@ class Online:
 
     def _start(self, sent: Sent) -> None:
         task = asyncio.get_running_loop().create_task(self._run(sent))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = sent
+        task.add_done_callback(self._tasks.pop)
+
+    def _cancel(self, done: Any) -> None:
+        for task, sent in self._tasks.items():
+            if sent.done is done:
+                task.cancel()
 
     def _start_over(self) -> None:
         self._halt.clear()

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests import peers
-from tests.bench import collecting, delphi, disk, simulating
+from tests.bench import collecting, delphi, disk, llm, simulating
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,20 @@ def main() -> None:
             rows.append(row(f"collect/disk-{name}", kilobytes.others, "KB per live feature", at_most=bar))
             rows.append(row(f"collect/disk-{name}/panel", kilobytes.panel, "KB per live feature"))
             rows.append(row(f"collect/disk-{name}/calls", kilobytes.calls, "KB per live feature"))
-    rows += simulation()
-    show(rows, Path("results/bench.json"))
+    show(rows + asking() + simulation(), Path("results/bench.json"))
+
+
+def asking() -> list[Row]:
+    """The rows of the door to language models."""
+    rows, cpu_ms = [], []
+    for provider in ("openai", "anthropic"):
+        found = sorted(llm.throughput(provider) for _ in range(3))[1]  # the median of three, by throughput
+        cpu_ms.append(found.cpu_ms)
+        rows.append(row(f"llm/throughput-{provider}", found.ratio, "of the ideal", at_least=0.90))
+        rows.append(row(f"llm/throughput-{provider}/calls", found.per_second, "calls/s"))
+        rows.append(row(f"llm/throughput-{provider}/cpu", found.cpu_ms, "ms CPU per call"))
+        rows.append(row(f"llm/throughput-{provider}/ledger", found.again_ms, "ms per call, from the ledger"))
+    return [*rows, row("llm/cpu-ms", max(cpu_ms), "ms CPU per call, the slower one", at_most=3.0)]
 
 
 def simulation() -> list[Row]:

@@ -1,0 +1,432 @@
+"""The real SDKs against a server on loopback: what is sent, what is read, and how every kind of trouble ends."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from autointerp import config
+from autointerp.errors import ReplyError, Unreachable, UserError
+from autointerp.llm import Answer, Door, Job, Model, Request
+from autointerp.rows import Call
+from autointerp.store import Store
+
+from .llm_server import BAD_REPLIES, FAILURES, Asked, Server, fails
+
+KEY = "test-key-secret"
+NAMES = {"openai": "gpt-6-luna", "anthropic": "claude-haiku-5-5"}
+BOTH = pytest.mark.parametrize("provider", sorted(NAMES))
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(variable, KEY)
+
+
+def model(server: Server, provider: str) -> Model:
+    return Model(provider, NAMES[provider], getattr(server, provider))
+
+
+Opener = Callable[..., Door]
+
+
+@pytest.fixture
+def opened() -> Iterator[Opener]:
+    """opened(key=value, ...) -> a door with these settings of [llm], on a store of its own in memory."""
+    made: list[tuple[Door, Store]] = []
+
+    def make(**llm: Any) -> Door:
+        llm = {"timeout_s": 5, "tries": 6} | llm
+        store = Store.memory()
+        door = Door(store, config.load(None, [f"llm.{key}={value}" for key, value in llm.items()]))
+        made.append((door, store))
+        return door
+
+    yield make
+    for door, store in made:
+        door.close()
+        store.close()
+
+
+def label(reply: str) -> str:
+    """A stand-in for a stage's own parser: a label of at most three words."""
+    if reply.startswith("I'm sorry"):
+        raise ReplyError("refusal")
+    if len(reply.split()) > 3:
+        raise ReplyError("too_long", f"{len(reply.split())} words")
+    return reply
+
+
+def jobs(who: Model, n: int, start: int = 0, **changes: Any) -> Iterator[Job[str]]:
+    for i in range(start, start + n):
+        messages = (("system", "name it"), ("user", "example"), ("assistant", "an answer"), ("user", f"n{i}"))
+        yield Job(Request(who, messages, 32, **changes), f"explain test {i}", label, i)
+
+
+def answers(door: Door, given: Iterator[Job[str]]) -> dict[int, Answer[str]]:
+    return {job.key: answer for job, answer in door.ask(given)}
+
+
+def calls(door: Door) -> list[Call]:
+    names, rows = door.ledger.store.query("SELECT * FROM call ORDER BY purpose")
+    return [Call(**dict(zip(names, row))) for row in rows]
+
+
+# -- what is sent, what is read ----------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_request_and_its_reply(opened: Opener, provider: str) -> None:
+    with Server() as server:
+        door = opened()
+        found = answers(door, jobs(model(server, provider), 1, temperature=0.5))
+        (row,) = calls(door)
+    assert found == {0: Answer("ok", "label n0", None, row.call_id)}
+    (asked,) = server.log
+    assert asked.chat == [("system", "name it"), ("user", "example"), ("assistant", "an answer"), ("user", "n0")]
+    assert asked.body["model"] == NAMES[provider]
+    assert asked.body["temperature"] == 0.5
+    assert asked.body["max_tokens"] == 32
+    assert (row.model, row.model_answered, row.base_url) == (
+        NAMES[provider], f"{NAMES[provider]}-2026", getattr(server, provider)
+    )  # fmt: skip
+    assert (row.purpose, row.tries, row.status) == ("explain test 0", 1, "ok")
+    assert 0 < row.ms < 60_000
+
+
+@BOTH
+def test_the_key_is_sent_and_is_nowhere_in_the_ledger(opened: Opener, provider: str) -> None:
+    with Server() as server:
+        door = opened()
+        answers(door, jobs(model(server, provider), 1))
+        text = repr(calls(door))
+    assert server.log[0].headers["authorization"] == f"Bearer {KEY}"
+    assert KEY not in text
+
+
+@BOTH
+def test_asked_again_nobody_is_asked(opened: Opener, provider: str) -> None:
+    with Server() as server:
+        door = opened()
+        first = answers(door, jobs(model(server, provider), 20))
+        assert answers(door, jobs(model(server, provider), 20)) == first
+    assert len(server.log) == 20
+
+
+def test_draws_are_calls_of_their_own(opened: Opener) -> None:
+    with Server(says=lambda asked: f"label {asked.number}") as server:
+        door = opened()
+        who = model(server, "openai")
+        found = [next(iter(door.ask(jobs(who, 1, draw=draw))))[1].value for draw in (0, 1, 2, 0)]
+    assert found == ["label 0", "label 1", "label 2", "label 0"]
+    assert len(server.log) == 3
+
+
+@BOTH
+def test_text_of_any_kind_goes_out_and_comes_back_as_it_was(opened: Opener, provider: str) -> None:
+    text = "a\0b\n\r\u2028\u202e\x1b[31m 🏳️‍🌈 e\u0301 \ufffd\U0010ffff'\"\\{}<think>"
+    with Server(says=lambda asked: asked.last) as server:
+        job = Job(Request(model(server, provider), (("user", text),), 32), "test", str)
+        door = opened()
+        ((_, answer),) = door.ask([job])
+        (row,) = calls(door)
+    assert server.log[0].last == text
+    assert answer.value == text == row.reply
+    assert json.loads(row.request) == [["user", text]]
+
+
+@BOTH
+def test_dollars_are_tokens_times_prices(opened: Opener, provider: str) -> None:
+    with Server(cached_tokens=40) as server:  # 40 tokens of the 40 that the server says it was sent
+        door = opened()
+        answers(door, jobs(model(server, provider), 1))
+        (row,) = calls(door)
+    assert (row.input_tokens, row.cached_tokens, row.output_tokens) == (40, 40, 2)
+    assert row.usd == pytest.approx((40 * 0.01 + 2 * 0.50) / 1e6)
+
+
+def test_a_model_without_a_price_has_no_dollars_and_one_that_does_not_count_no_tokens(opened: Opener) -> None:
+    with Server(counts=False) as server:
+        door = opened()
+        answers(door, jobs(Model("openai", "some/model", server.openai), 1))
+        answers(door, jobs(model(server, "openai"), 1))
+        rows = calls(door)
+    assert [(row.usd, row.input_tokens, row.cached_tokens, row.output_tokens) for row in rows] == [(None,) * 4] * 2
+    (line,) = [line for line in door.ledger.store.spending() if line["model"] == "some/model"]
+    assert (line["stage"], line["calls"], line["usd"], line["unpriced"]) == ("explain", 1, 0, 1)
+
+
+def test_claude_is_told_where_the_shared_part_ends_also_when_a_reply_is_repaired(opened: Opener) -> None:
+    with Server(says=lambda asked: "far too many words" if asked.number == 0 else "fine") as server:
+        found = answers(opened(), jobs(model(server, "anthropic"), 1))
+    assert found[0].value == "fine"
+    for asked in server.log:
+        marked = [i for i, m in enumerate(asked.body["messages"]) if "cache_control" in m["content"][0]]
+        assert marked == [1]  # the last of the examples
+        assert "cache_control" not in asked.body["system"][0]
+    assert [len(asked.body["messages"]) for asked in server.log] == [3, 5]
+
+
+@BOTH
+def test_a_schema_is_sent_and_left_out_where_the_server_does_not_know_it(opened: Opener, provider: str) -> None:
+    where = {"openai": "response_format", "anthropic": "output_config"}[provider]
+    schema = '{"type": "object", "properties": {"label": {"type": "string"}}}'
+    with Server() as server:
+        answers(opened(), jobs(model(server, provider), 1, schema=schema))
+    assert '"label"' in json.dumps(server.log[0].body[where])
+    known = frozenset({"temperature", "thinking", "reasoning_effort"})
+    with Server(knows=known) as server:
+        door = opened()
+        assert {a.status for a in answers(door, jobs(model(server, provider), 1, schema=schema)).values()} == {"ok"}
+        answers(door, jobs(model(server, provider), 5, start=1, schema=schema))
+        assert {row.tries for row in calls(door)} == {1}
+    assert server.kinds() == {f"unknown {where}": 1, "ok": 6}  # it is remembered
+
+
+@BOTH
+def test_a_server_that_knows_no_optional_part_is_asked_without(opened: Opener, provider: str) -> None:
+    with Server(knows=frozenset()) as server:
+        found = answers(opened(), jobs(model(server, provider), 30))
+    assert {answer.status for answer in found.values()} == {"ok"}
+    assert server.kinds()["ok"] == 30
+    assert not {"temperature", "thinking", "reasoning_effort"} & set(server.log[-1].body)
+
+
+# -- trouble that passes -----------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize("kind", [*FAILURES, "503", "429-date"])
+def test_a_failure_that_passes_is_tried_again(opened: Opener, provider: str, kind: str) -> None:
+    with Server(plan=lambda asked: kind if asked.number < 2 else "ok") as server:
+        door = opened(timeout_s=0.5 if kind == "hang" else 5)
+        found = answers(door, jobs(model(server, provider), 1))
+        (row,) = calls(door)
+    assert (found[0].status, found[0].value) == ("ok", "label n0")
+    assert row.tries == 3
+    assert [asked.kind for asked in server.log] == [kind, kind, "ok"]
+
+
+@BOTH
+def test_a_provider_that_asks_to_be_left_alone_is(opened: Opener, provider: str) -> None:
+    times: list[float] = []
+
+    def plan(asked: Asked) -> str:
+        times.append(time.monotonic())
+        return "429" if asked.number == 0 else "ok"
+
+    with Server(plan=plan, retry_after="1.5") as server:
+        answers(opened(max_in_flight=1), jobs(model(server, provider), 3))
+    assert times[1] - times[0] >= 1.5  # a lower bound, so a slow machine cannot fail it
+    assert len(times) == 4
+
+
+@BOTH
+def test_there_are_never_more_in_flight_than_allowed_and_refusals_lower_it(opened: Opener, provider: str) -> None:
+    with Server(latency_s=0.02, limit=6, retry_after="0.01") as server:
+        found = answers(opened(max_in_flight=24, tries=12), jobs(model(server, provider), 300))
+    assert {answer.status for answer in found.values()} == {"ok"}
+    assert server.most <= 24
+    # Halved where it was refused and grown by one a round, it stays near the limit: few of the requests are refused.
+    assert server.kinds()["429"] < 100
+
+
+@BOTH
+def test_a_third_of_all_calls_failing_every_job_ends_with_a_label_or_a_reason(opened: Opener, provider: str) -> None:
+    kinds = (*FAILURES, *BAD_REPLIES)
+    with Server(latency_s=0.01, limit=64, plan=fails(0.3, kinds), retry_after="0.05") as server:
+        door = opened(timeout_s=1, tries=10)
+        found = answers(door, jobs(model(server, provider), 200))
+        rows = {row.call_id: row for row in calls(door)}
+    assert sorted(found) == list(range(200))
+    ended = Counter((answer.status, answer.reason) for answer in found.values())
+    reasons = {"refusal", "content_filter", "empty", "cut_off", "too_long"}
+    assert ended["ok", None] > 140
+    assert {status for status, _ in ended} == {"ok", "refused", "unparsed"}
+    assert {reason for _, reason in ended} - {None} <= reasons
+    for i, answer in found.items():
+        assert (answer.value is not None) == (answer.status == "ok")
+        row = rows[answer.call_id or ""]
+        assert answer.value is None or answer.value == row.reply == f"label {json.loads(row.request)[-1][1]}" or row.repair_of
+        assert f"explain test {i}" in row.purpose
+    # Every reply that arrived whole is in the ledger, once; those that were cut had to be paid twice.
+    assert Counter(row.request for row in rows.values()) == server.whole()
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "reason"),
+    [
+        ("refused", "refused", "refusal"), ("filtered", "refused", "content_filter"), ("empty", "unparsed", "empty"),
+        ("cut_off", "unparsed", "cut_off"), ("refusal", "refused", "refusal"), ("language", "unparsed", "too_long"),
+    ],
+)  # fmt: skip
+def test_a_reply_that_is_none_is_paid_and_has_its_reason(opened: Opener, kind: str, status: str, reason: str) -> None:
+    with Server(plan=lambda asked: kind) as server:
+        door = opened()
+        found = answers(door, jobs(model(server, "openai"), 1))
+        rows = calls(door)
+        again = answers(door, jobs(model(server, "openai"), 1))
+    assert (found[0].status, found[0].value, found[0].reason) == (status, None, reason)
+    assert again == found
+    assert all(row.usd and row.usd > 0 for row in rows)
+    assert len(rows) == len(server.log) == (2 if kind == "language" else 1)
+
+
+# -- trouble that stays ------------------------------------------------------------------------------------------------
+
+
+@BOTH
+@pytest.mark.parametrize(("kind", "status", "reason"), [
+    ("context", "failed", "context_too_long"), ("policy", "refused", "content_filter"),
+])  # fmt: skip
+def test_a_request_that_cannot_be_answered_is_a_row_of_its_own_and_no_call(
+    opened: Opener, provider: str, kind: str, status: str, reason: str
+) -> None:
+    with Server(plan=lambda asked: kind if asked.last == "n3" else "ok") as server:
+        door = opened()
+        found = answers(door, jobs(model(server, provider), 10))
+        assert len(calls(door)) == 9
+    assert found.pop(3) == Answer(status, None, reason, None)  # type: ignore[arg-type]
+    assert {answer.status for answer in found.values()} == {"ok"}
+    assert len(server.log) == 10
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("401", "API_KEY"), ("403", "API_KEY"), ("402", "paid"), ("quota", "quota"), ("404", "no such model"),
+        ("400", "unexpected thing"), ("html", "no such API"), ("no-choices", "no such API"),
+    ],
+)  # fmt: skip
+def test_what_the_user_has_to_put_right_stops_at_once_with_one_line(
+    opened: Opener, provider: str, kind: str, says: str
+) -> None:
+    with Server(plan=lambda asked: kind) as server:
+        door = opened()
+        with pytest.raises(UserError, match=says) as problem:
+            answers(door, jobs(model(server, provider), 500))
+        assert calls(door) == []
+    assert "\n" not in str(problem.value)
+    assert KEY not in str(problem.value)
+    assert NAMES[provider] in str(problem.value)
+    assert len(server.log) <= 64
+
+
+@BOTH
+def test_a_key_that_is_refused_half_way_keeps_what_was_paid(opened: Opener, provider: str) -> None:
+    with Server(plan=lambda asked: "401" if asked.number >= 50 else "ok") as server:
+        door = opened()
+        found: dict[int, Answer[str]] = {}
+        with pytest.raises(UserError, match="API_KEY"):
+            found.update((job.key, answer) for job, answer in door.ask(jobs(model(server, provider), 500)))
+        assert len(calls(door)) == server.kinds()["ok"] == 50
+
+
+@BOTH
+def test_an_address_that_is_no_api_is_said_in_one_line(opened: Opener, provider: str) -> None:
+    with Server() as server, pytest.raises(UserError, match="check base_url") as problem:
+        answers(opened(), jobs(Model(provider, "m", f"http://127.0.0.1:{server.port}/elsewhere"), 5))
+    assert "\n" not in str(problem.value)
+
+
+@BOTH
+def test_nobody_at_the_address_is_soon_given_up_and_everything_stays_pending(opened: Opener, provider: str) -> None:
+    with Server() as server:
+        nobody = server.port
+    door = opened(tries=50)
+    with pytest.raises(Unreachable, match=r"no connection.*without an answer: 1,000"):
+        answers(door, jobs(Model(provider, "m", f"http://127.0.0.1:{nobody}"), 1000))
+    with Server(port=nobody):  # the door takes up again when there is one
+        assert len(answers(door, jobs(Model(provider, "m", f"http://127.0.0.1:{nobody}" + ("/v1" if provider == "openai" else "")), 3))) == 3
+
+
+@BOTH
+def test_a_job_without_an_answer_after_all_tries_stays_pending_and_the_others_end(opened: Opener, provider: str) -> None:
+    with Server(plan=lambda asked: "500" if asked.last == "n3" else "ok") as server:
+        door = opened(tries=2)
+        found: dict[int, Answer[str]] = {}
+        with pytest.raises(Unreachable, match=r"status 500 \(2 tries\); without an answer: 1;"):
+            for job, answer in door.ask(jobs(model(server, provider), 10)):
+                found[job.key] = answer
+        assert sorted(found) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+        server.plan = lambda asked: "ok"
+        assert len(answers(door, jobs(model(server, provider), 10))) == 10
+    assert Counter(asked.last for asked in server.log) == Counter({f"n{i}": 3 if i == 3 else 1 for i in range(10)})
+
+
+def test_a_wait_of_a_day_is_not_waited_for(opened: Opener) -> None:
+    with Server(plan=lambda asked: "429-far") as server, pytest.raises(Unreachable, match="429"):
+        answers(opened(), jobs(model(server, "openai"), 3))
+
+
+def test_a_bug_of_ours_is_not_tried_again(opened: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    from autointerp.llm.openai import OpenAIChat
+
+    tried = []
+
+    def broken(self: OpenAIChat, found: object, parts: set[str]) -> None:
+        tried.append(found)
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(OpenAIChat, "_read", broken)
+    with Server() as server, pytest.raises(TypeError, match="a bug"):
+        answers(opened(), jobs(model(server, "openai"), 1))
+    assert len(tried) == 1
+
+
+# -- budgets -----------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_budget_in_tokens_stops_cleanly_and_is_not_overrun(opened: Opener, provider: str) -> None:
+    with Server(latency_s=0.02) as server:
+        door = opened(budget_tokens=1000)
+        found: dict[int, Answer[str]] = {}
+        with pytest.raises(UserError, match=r"1,000 tokens is spent.*left to ask: \d+") as problem:
+            for job, answer in door.ask(jobs(model(server, provider), 200)):
+                found[job.key] = answer
+        rows = calls(door)
+    spent = sum((row.input_tokens or 0) + (row.output_tokens or 0) for row in rows)
+    assert 800 < spent <= 1000  # as near as an estimate of the next one allows
+    assert len(found) == len(rows) == len(server.log)
+    assert f"left to ask: {200 - len(found)};" in str(problem.value)
+
+
+def test_a_budget_in_dollars_counts_what_the_ledger_counts_and_what_is_known_is_still_answered(opened: Opener) -> None:
+    with Server() as server:
+        who = model(server, "openai")
+        door = opened(budget_usd=0.0001, max_in_flight=4)
+        with pytest.raises(UserError, match=r"\$0.0001 is spent"):
+            answers(door, jobs(who, 200))
+        paid = len(server.log)
+        assert 0.00005 < sum(row.usd or 0 for row in calls(door)) <= 0.0001
+        known = {int(row.purpose.split()[-1]) for row in calls(door)}
+        found: dict[int, Answer[str]] = {}
+        with pytest.raises(UserError, match=f"left to ask: {200 - len(known)}"):
+            for job, answer in door.ask(jobs(who, 200)):
+                found[job.key] = answer
+    assert set(found) == known
+    assert len(server.log) == paid
+
+
+def test_attempts_that_may_have_been_billed_count_against_a_budget(opened: Opener) -> None:
+    with Server(plan=lambda asked: "truncated") as server:
+        door = opened(budget_tokens=150, tries=3, max_in_flight=1)
+        with pytest.raises(UserError, match="is spent"):
+            answers(door, jobs(model(server, "openai"), 50))
+    assert len(server.log) == 6  # of the 50, the two that were under way
+
+
+# -- a killed process --------------------------------------------------------------------------------------------------
+
+
+def test_a_door_on_a_file_leaves_nothing_beside_it(opened: Opener, tmp_path: Path) -> None:
+    with Server() as server, Store.create(tmp_path / "run.duckdb") as store:
+        answers(Door(store, config.load(None, [])), jobs(model(server, "openai"), 5))
+    assert [path.name for path in tmp_path.iterdir()] == ["run.duckdb"]

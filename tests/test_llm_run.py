@@ -1,0 +1,246 @@
+"""A run whose model is behind a server: switching providers, budgets, and what a user can get wrong, from the command line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from autointerp import config
+from autointerp.errors import ConfigError
+from autointerp.keys import explainer_id
+from autointerp.llm import Model
+from autointerp.store import Store
+
+from . import test_cli
+from .llm_server import Asked, Server
+from .test_cli import Autointerp, refused, sets
+from .test_pipeline import finished_run, quick_overrides
+
+autointerp = test_cli.autointerp  # the fixture that runs a command in this process
+
+SERVED = {"openai": "gpt-6-luna", "anthropic": "claude-haiku-5-5"}
+BOTH = pytest.mark.parametrize("provider", sorted(SERVED))
+
+
+@pytest.fixture(autouse=True)
+def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
+        monkeypatch.setenv(variable, "test-key-secret")
+
+
+@pytest.fixture
+def results(tiny: dict[str, Path], tmp_path: Path) -> Path:
+    """A folder with a copy of the finished run, `t`."""
+    shutil.copytree(finished_run(tiny), tmp_path / "t")
+    return tmp_path
+
+
+def asking(tiny: dict[str, Path], results: Path, **changes: object) -> list[str]:
+    """--set options of a run that asks a model."""
+    given: dict[str, object] = {"explainer__methods": '["llm"]', "llm__timeout_s": 5, "llm__tries": 3}
+    return sets(quick_overrides(tiny, results, **(given | changes)))
+
+
+def served(server: Server, provider: str) -> dict[str, object]:
+    return {
+        "explainer__provider": provider, "explainer__model": SERVED[provider],
+        "explainer__base_url": getattr(server, provider),
+    }  # fmt: skip
+
+
+def says(asked: Asked) -> str:
+    return f"words of kind {asked.number}"
+
+
+def test_labels_of_both_providers_and_of_counts_are_in_one_database(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path
+) -> None:
+    with Server(says=says) as server:
+        for provider in SERVED:
+            ended = autointerp("explain", *asking(tiny, results, **served(server, provider)))
+            assert ended.code == 0, ended
+            assert "explain: 6 ok" in ended.err
+        ended = autointerp("explain", *asking(tiny, results, **served(server, "openai")))
+        assert "nothing pending" in ended.err
+        assert len(server.log) == 12
+    with Store.read(results / "t" / "run.duckdb") as store:
+        found = store.query("SELECT method, model, count(DISTINCT feature) FROM explanation GROUP BY ALL ORDER BY ALL")[1]
+        spent = store.spending()
+    assert found == [("llm", "claude-haiku-5-5", 6), ("llm", "gpt-6-luna", 6), ("mined", None, 6)]
+    assert [(line["stage"], line["provider"], line["calls"], line["unpriced"]) for line in spent] == [
+        ("explain", "anthropic", 6, 0), ("explain", "openai", 6, 0)
+    ]  # fmt: skip
+    assert all(line["usd"] > 0 for line in spent)
+
+
+def test_a_run_of_every_stage_on_a_served_model(autointerp: Autointerp, tiny: dict[str, Path], results: Path) -> None:
+    with Server(says=says) as server:
+        ended = autointerp("run", *asking(tiny, results, **served(server, "anthropic")))
+    assert ended.code == 0, ended
+    ended = autointerp("report", results / "t", "--json")
+    figures = json.loads(ended.out)["llm"]
+    assert (figures["calls"], figures["cached"], figures["unpriced"]) == (6, 0, 0)
+    assert figures["usd"] > 0
+
+
+@BOTH
+def test_a_budget_stops_with_what_is_left_and_a_second_run_goes_on(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path, provider: str
+) -> None:
+    with Server(says=says) as server:
+        options = asking(tiny, results, **served(server, provider), llm__max_in_flight=1)
+        ended = autointerp("explain", "--budget-tokens", 2500, *options)
+        assert ended.code == 2, ended
+        done, left = len(server.log), 6 - len(server.log)
+        assert 0 < done < 6
+        assert f"left to ask: {left}" in ended.err
+        assert f"explain: {done} ok, {left} budget_spent" in ended.err
+        ended = autointerp("explain", *options)
+        assert ended.code == 0, ended
+        assert f"explain: {left} ok" in ended.err
+        assert len(server.log) == 6
+
+
+def test_a_run_that_its_budget_stopped_does_not_go_on_to_later_stages(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path
+) -> None:
+    with Server(says=says) as server:
+        ended = autointerp("run", "--budget-usd", "0.0000001", *asking(tiny, results, **served(server, "openai")))
+    assert ended.code == 2
+    assert "the budget of $1e-07 is spent ($0.0000 in 0 calls); left to ask: 6" in ended.err
+    assert "simulate" not in ended.err
+    assert server.log == []
+
+
+def test_a_server_that_dies_half_way_leaves_the_rest_pending(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path
+) -> None:
+    with Server(says=says, plan=lambda asked: "ok" if asked.number < 3 else "500") as server:
+        options = asking(tiny, results, **served(server, "openai"), llm__tries=1)
+        ended = autointerp("explain", *options)
+        assert ended.code == 0, ended
+        assert "explain: 3 ok, 3 unreachable" in ended.err
+        server.plan = lambda asked: "ok"
+        assert "explain: 3 ok" in autointerp("explain", *options).err
+
+
+# -- bad input ---------------------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_missing_key_is_named_before_any_work(
+    autointerp: Autointerp, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    monkeypatch.delenv("ANTHROPIC_API_KEY")
+    ended = autointerp("run", *asking(tiny, tmp_path / "none", explainer__provider=provider))
+    refused(ended, f"{provider.upper()}_API_KEY", "environment", SERVED[provider])
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_server_of_ones_own_needs_no_key(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with Server(says=says) as server:
+        assert autointerp("explain", *asking(tiny, results, **served(server, "openai"))).code == 0
+
+
+@BOTH
+@pytest.mark.parametrize(("kind", "said"), [("401", "API_KEY"), ("404", "no such model"), ("html", "no such API")])
+def test_what_a_server_refuses_is_one_line(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path, provider: str, kind: str, said: str
+) -> None:
+    with Server(plan=lambda asked: kind) as server:
+        ended = autointerp("explain", *asking(tiny, results, **served(server, provider)))
+    refused(ended, said)
+    assert "secret" not in ended.err
+    with Store.read(results / "t" / "run.duckdb") as store:
+        assert store.query("SELECT count(*) FROM explanation WHERE method = 'llm'")[1] == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"explainer__provider": "opneai"}, ["explainer.provider", "did you mean 'openai'"]),
+        ({"explainer__provider": "openai", "explainer__base_url": "localhost:8000"}, ["explainer.base_url", "http://"]),
+        ({"explainer__provider": "openai", "explainer__base_url": "http://me:pw@host/v1"}, ["explainer.base_url", "environment"]),
+        ({"explainer__provider": "openai", "explainer__base_url": "http://host/v1"}, ["name a model"]),
+        ({"explainer__base_url": "http://host/v1"}, ["set provider to openai"]),
+        ({"llm__budget_usd": -1}, ["llm.budget_usd", "greater than or equal to 0"]),
+        ({"llm__budget_tokens": -1}, ["llm.budget_tokens", "greater than or equal to 0"]),
+        ({"llm__budget_usd": "nan"}, ["llm.budget_usd"]),
+        ({"llm__max_in_flight": 0}, ["llm.max_in_flight"]),
+        ({"llm__tries": 0}, ["llm.tries"]),
+        ({"llm__timeout_s": 0}, ["llm.timeout_s"]),
+        (
+            {"explainer__provider": "openai", "explainer__model": "my/own", "llm__budget_usd": 1},
+            ["llm.budget_usd", "[[price]]", 'model = "my/own"'],
+        ),
+    ],
+)  # fmt: skip
+def test_a_bad_setting_is_one_line_before_any_work(
+    autointerp: Autointerp, tiny: dict[str, Path], tmp_path: Path, changes: dict[str, object], said: list[str]
+) -> None:
+    refused(autointerp("run", *asking(tiny, tmp_path / "none", **changes)), *said)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_negative_budget_flag_is_refused_and_zero_is_none(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path
+) -> None:
+    with Server(says=says) as server:
+        options = asking(tiny, results, **served(server, "openai"))
+        refused(autointerp("explain", "--budget-usd", "-1", *options), "llm.budget_usd")
+        assert autointerp("explain", "--budget-usd", 0, "--budget-tokens", 0, *options).code == 0
+
+
+# -- settings and keys -------------------------------------------------------------------------------------------------
+
+
+def test_a_price_row_is_added_to_the_known_ones_or_replaces_one(tmp_path: Path) -> None:
+    file = tmp_path / "a.toml"
+    file.write_text('[[price]]\nmodel = "mine"\ninput = 1\noutput = 2\n\n[[price]]\nmodel = "gpt-6-luna"\ninput = 9\n')
+    found = {row.model: row for row in config.load(file).price}
+    assert (found["mine"].input, found["mine"].output) == (1, 2)
+    assert (found["gpt-6-luna"].input, found["gpt-6-luna"].output) == (9, 0)
+    assert found["claude-haiku-5-5"].input == 0.10
+    assert len(found) == len(config.load(file).price) == len(config.PRICES) + 1
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[[price]]\ninput = 1\n", "needs the model"),
+        ('[[price]]\nmodel = "a"\n[[price]]\nmodel = "a"\n', "two .*'a'"),
+        ('[[price]]\nmodel = "a"\ninput = -1\n', "price"),
+        ('[[price]]\nmodel = "a"\nimput = 1\n', r"price\.imput.*did you mean 'price\.input'"),
+    ],
+)
+def test_a_price_row_that_is_wrong_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        config.load(tmp_path / "a.toml")
+
+
+def test_an_empty_model_is_the_providers_default() -> None:
+    for provider, name in config.PROVIDERS.items():
+        found = config.load(None, [f"explainer.provider={provider}"])
+        assert config.model_of(found.explainer) == Model(provider, name)
+    served = ["explainer.provider=openai", "explainer.model=m", "explainer.base_url=http://localhost:8000/v1/"]
+    assert config.model_of(config.load(None, served).explainer) == Model("openai", "m", "http://localhost:8000/v1")
+
+
+def test_providers_models_and_servers_are_explainers_of_their_own_and_the_default_is_what_it_was() -> None:
+    changes: list[list[str]] = [
+        [], ["explainer.provider=openai"], ["explainer.provider=anthropic"], ["explainer.model=a/b"],
+        ["explainer.provider=openai", "explainer.model=m", "explainer.base_url=http://a/v1"],
+        ["explainer.provider=openai", "explainer.model=m", "explainer.base_url=http://b/v1"],
+    ]  # fmt: skip
+    ids = [explainer_id(config.load(config.packaged_file(), change), "llm") for change in changes]
+    assert len(set(ids)) == len(ids)
+    named = config.load(config.packaged_file(), ["explainer.model=HuggingFaceTB/SmolLM2-135M-Instruct"])
+    assert ids[0] == explainer_id(named, "llm")
+    faster = config.load(config.packaged_file(), ["llm.max_in_flight=3", "llm.budget_usd=1", "explainer.batch=2"])
+    assert ids[0] == explainer_id(faster, "llm")
