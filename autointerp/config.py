@@ -29,7 +29,8 @@ PROVIDERS = {  # who runs a model, and which one where none is named
     "openai": "gpt-6-luna",
     "anthropic": "claude-haiku-5-5",
 }
-SIMULATORS = ("embedding", "lookup")
+SIMULATORS = ("embedding", "pattern", "lookup", "logprob", "chat")
+PAID = ("logprob", "chat")  # simulators that ask a language model: they see the chosen label's scoring set alone
 GONE = {  # keys of earlier releases, and what has taken their place
     "explainer.prompt": 'name the prompt file behind its method, methods = ["marks:my-prompt"]',
 }
@@ -243,14 +244,45 @@ class ExplainerSection(ModelSection):
         return tuple(found)
 
 
-class SimulatorSection(Section):
+class SimulatorSection(ModelSection):
     """Who predicts activations from a label alone."""
 
-    kind: Literal["embedding", "lookup"] = Field("embedding", description="embedding | lookup")
+    kind: Literal["embedding", "pattern", "lookup", "logprob", "chat"] = Field(
+        "embedding", description="embedding | pattern | lookup, which are free; logprob | chat, which ask a model"
+    )
+    proxy: Literal["embedding", "pattern"] = Field(
+        "embedding", description="embedding | pattern: claims hard negatives; beside a model it also chooses the label"
+    )
     encoder: str = Field("all-MiniLM-L6-v2", description="sentence encoder: packaged name or a folder")
     floor_quantile: Share = Field(
         0.95, description="per-label floor: this quantile of its own values on the explain panel"
     )
+    passages: int = Field(40, ge=8, description="logprob, chat: passages per label on score, not score.score_passages")
+    prompt: str = Field("", description="logprob, chat: prompt file; empty is simulate_logprob or simulate_chat")
+    batch: Positive = Field(8, description="logprob: passages per forward pass; changes speed, not results")
+    per_call: Positive = Field(5, description="chat: passages per call")
+    max_new_tokens: Positive = Field(512, description="chat: length limit of a reply")
+
+    @model_validator(mode="after")
+    def _logits_are_local(self) -> "SimulatorSection":
+        if self.kind == "logprob" and self.provider != "local":
+            raise ValueError("kind = 'logprob' reads a model's logits in this process: set provider to local")
+        return self
+
+    @property
+    def paid(self) -> bool:
+        """True where predictions cost money or minutes."""
+        return self.kind in PAID
+
+    @property
+    def claims(self) -> str:
+        """The kind of simulator that claims hard negatives. The look-up table reads no label, so none claims for it."""
+        return "lookup" if self.kind == "lookup" else self.proxy
+
+    @property
+    def prompt_file(self) -> str:
+        """The name of the prompt, where a model is asked."""
+        return self.prompt or f"simulate_{self.kind}"
 
 
 class ScoreSection(Section):
@@ -349,6 +381,12 @@ class Settings(Section):
     def subject_seed(self) -> int | None:
         """The seed of a subject of random weights; None for the trained one."""
         return self.run.seed if self.subject.random else None
+
+    @property
+    def scoring(self) -> ScoreSection:
+        """The score section as it is in force: a paid simulator sees fewer passages."""
+        cfg, simulator = self.score, self.simulator
+        return cfg.model_copy(update={"score_passages": simulator.passages}) if simulator.paid else cfg
 
     @property
     def folder(self) -> Path:

@@ -1,10 +1,14 @@
-"""What simulating and scoring share within one process: texts, designs, and the simulator with its passages read in.
+"""What simulating and scoring share within one process: texts, designs, and simulators with their passages read in.
+
+Two simulators have a part in a grade. The proxy is free: it reads the whole panel, and the passages that it claims are
+a label's hard negatives. The simulator predicts, on the passages that were drawn. They may be one and the same. Where
+the simulator is paid or slow, the proxy also grades the candidates on select, and the simulator sees the chosen alone.
 
 Everything is made on first use, so a run with nothing pending loads nothing.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,11 +17,17 @@ from numpy.typing import NDArray
 from autointerp.config import Settings
 from autointerp.draws import Cell, Design, claim_threshold
 from autointerp.evidence import ExplainEvidence, Texts
+from autointerp.keep import mix, salted
+from autointerp.llm import Door
 from autointerp.rows import Explanation, Run, Split
-from autointerp.simulators import Simulator, open_simulator
+from autointerp.simulators import AskingSimulator, Predicted, Simulator, open_simulator
+from autointerp.simulators.chat import ChatSimulator
 from autointerp.simulators.lookup import LookupSimulator
+from autointerp.simulators.pattern import sentence_of
 from autointerp.store import Excerpts, Store
 from autointerp.tally import Bar
+
+PAID_NULLS = 50  # features whose null is worked out where the simulator is paid (METHOD: pooled, no p per feature)
 
 
 class Grading:
@@ -26,7 +36,8 @@ class Grading:
     def __init__(self, store: Store, settings: Settings, run: Run, bar: Bar) -> None:
         self.store, self.settings, self.run, self.bar = store, settings, run, bar
         self._designs: dict[Split, Design] = {}
-        self._known: set[int] = set()
+        self._read: dict[str, set[int]] = {}  # kind of simulator -> passages that it has read
+        self._simulators: dict[str, Simulator] = {}
         self._sample: tuple[tuple[int, Split], Excerpts] | None = None
         self._claimed: dict[tuple[Split, str], NDArray[np.bool_]] = {}  # [panel passage]
 
@@ -60,60 +71,108 @@ class Grading:
         """Draws scoring sets of one split."""
         if split not in self._designs:
             self._designs[split] = Design(
-                self.store, self.run.collection_id, split, self.settings.score, self.settings.run.seed, self.texts
+                self.store, self.run.collection_id, split, self.settings.scoring, self.settings.run.seed, self.texts
             )
         return self._designs[split]
 
-    @cached_property
+    # -- simulators ------------------------------------------------------------------------------------------------
+
+    @property
     def simulator(self) -> Simulator:
-        """The simulator, calibrated on the explain panel."""
-        simulator: Simulator
-        if self.settings.simulator.kind == "lookup":
-            simulator = LookupSimulator(self.evidence, self.settings.collect.passage_tokens)
-        else:
-            simulator = open_simulator(self.settings)
-        background = np.sort(self.evidence.panel.passages)[:512]
-        self._simulator = simulator
-        self.read(background)
-        simulator.calibrate(background)
-        return simulator
+        """The simulator that predicts on the score split."""
+        return self._simulator(self.settings.simulator.kind)
+
+    @property
+    def proxy(self) -> Simulator:
+        """The simulator that claims hard negatives."""
+        return self._simulator(self.settings.simulator.claims)
+
+    def _judge(self, split: Split) -> str:
+        """The kind of simulator that predicts on a split."""
+        cfg = self.settings.simulator
+        return cfg.claims if cfg.paid and split == "select" else cfg.kind
+
+    def _simulator(self, kind: str) -> Simulator:
+        """A kind of simulator, calibrated on the explain panel; made on first use."""
+        if kind not in self._simulators:
+            found = self._simulators[kind] = self._open(kind)
+            background = np.sort(self.evidence.panel.passages)[:512]
+            self._read_in(kind, background)
+            found.calibrate(background)
+        return self._simulators[kind]
+
+    def _open(self, kind: str) -> Simulator:
+        if kind == "lookup":
+            return LookupSimulator(self.evidence, self.settings.collect.passage_tokens)
+        if kind == "chat":
+            return ChatSimulator(
+                Door(self.store, self.settings), self.settings.simulator, self.settings.collect.passage_tokens
+            )
+        section = self.settings.simulator.model_copy(update={"kind": kind})
+        return open_simulator(self.settings.model_copy(update={"simulator": section}))
+
+    def _read_in(self, kind: str, passages: NDArray[np.int64]) -> None:
+        """Make a simulator ready to be asked about these passages."""
+        self.texts.fetch(passages)
+        known = self._read.setdefault(kind, set())
+        new = [int(i) for i in np.unique(passages) if int(i) not in known]
+        self._simulator(kind).read({i: self.texts.strings(i) for i in new}, self.bar)
+        known.update(new)
 
     def key(self, explanation: Explanation) -> str:
-        """What the simulator is told of an explanation: its label; for the look-up table its feature."""
-        return str(explanation.feature) if self.settings.simulator.kind == "lookup" else explanation.label or ""
+        """What is told of an explanation: its label; for `pattern` its rules; for the look-up table its feature."""
+        kinds = (self.settings.simulator.kind, self.settings.simulator.claims)
+        if "lookup" in kinds:
+            return str(explanation.feature)
+        return (explanation.rules if "pattern" in kinds else None) or explanation.label or ""
 
     def read(self, passages: NDArray[np.int64]) -> None:
         """Make the simulator ready to be asked about these passages."""
-        self.texts.fetch(passages)
-        new = [int(i) for i in np.unique(passages) if int(i) not in self._known]
-        self._simulator.read({i: self.texts.strings(i) for i in new}, self.bar)
-        self._known.update(new)
+        self._read_in(self.settings.simulator.kind, passages)
 
     def read_all(self, split: Split, features: list[int]) -> None:
         """Read in everything that grading these features on a split will ask about, in one go."""
-        design = self.design(split)
-        _ = self.simulator
-        self.read(np.concatenate([design.panel.passages, *(design.firing(f) for f in features)]))
+        design, cfg = self.design(split), self.settings.simulator
+        firing = [design.firing(f) for f in features] if self._judge(split) == cfg.claims else []
+        self._read_in(cfg.claims, np.concatenate([design.panel.passages, *firing]))
 
     def predict(self, label: str, passages: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Predictions [passage, token] for a label; passages are read in where they are new."""
-        simulator = self.simulator
+        """The simulator's predictions [passage, token] for a label; passages are read in where they are new."""
         self.read(passages)
-        return simulator.predict([label], passages)[0]
+        kind = self.settings.simulator.kind
+        return self.simulator.predict([_told(kind, label)], passages)[0]
+
+    def predict_all(
+        self, wanted: Sequence[tuple[str, NDArray[np.int64]]], split: Split
+    ) -> Iterator[tuple[int, Predicted]]:
+        """For (label, passages) pairs of a split: the place of a pair and its predictions, as they are complete.
+
+        Raises Unreachable or BudgetSpent after everything that is complete.
+        """
+        kind = self._judge(split)
+        simulator = self._simulator(kind)
+        self._read_in(kind, np.concatenate([np.empty(0, dtype=np.int64), *(passages for _, passages in wanted)]))
+        if isinstance(simulator, AskingSimulator):
+            yield from simulator.ask([(_told(kind, label), passages) for label, passages in wanted])
+            return
+        for place, (label, passages) in enumerate(wanted):
+            yield place, Predicted(simulator.predict([_told(kind, label)], passages)[0], {})
+
+    # -- scoring sets ----------------------------------------------------------------------------------------------
 
     @cached_property
     def threshold(self) -> float:
-        """The peak above which this simulator claims a passage, fitted on select."""
+        """The peak above which the proxy claims a passage, fitted on select."""
+        kind = self.settings.simulator.claims
         candidates = self.store.explanations(self.run.collection_id, self.run.explainer_ids, self.run.features or [])
         first: dict[int, str] = {}
         for explanation in candidates:
             if explanation.label is not None:
-                first.setdefault(explanation.feature, self.key(explanation))
+                first.setdefault(explanation.feature, _told(kind, self.key(explanation)))
         design = self.design("select")
-        simulator = self.simulator
-        self.read(design.panel.passages)
-        self.read(np.concatenate([design.sample(f) for f in first] or [np.empty(0, dtype=np.int64)]))
-        return claim_threshold(design, simulator, sorted(first.items()))
+        self._read_in(kind, design.panel.passages)
+        self._read_in(kind, np.concatenate([design.sample(f) for f in first] or [np.empty(0, dtype=np.int64)]))
+        return claim_threshold(design, self.proxy, sorted(first.items()))
 
     def cells(self, feature: int, labels: Sequence[str], split: Split) -> list[list[Cell]]:
         """The scoring set of each of these labels of a feature, on one split."""
@@ -124,12 +183,33 @@ class Grading:
         """Work out which panel passages the labels claim, all in one pass over the panel; held for later use."""
         new = [label for label in dict.fromkeys(labels) if (split, label) not in self._claimed]
         if new:
-            threshold, simulator, panel = self.threshold, self.simulator, self.design(split).panel.passages
-            self.read(panel)
-            for label, predicted in zip(new, simulator.predict(new, panel), strict=True):
+            kind, threshold, panel = self.settings.simulator.claims, self.threshold, self.design(split).panel.passages
+            self._read_in(kind, panel)
+            told = [_told(kind, label) for label in new]
+            for label, predicted in zip(new, self.proxy.predict(told, panel), strict=True):
                 self._claimed[split, label] = predicted.max(axis=1) > threshold
 
     def wanted(self, split: Split) -> list[Explanation]:
-        """The labels to grade: every candidate of the run (this simulator is free), on either split."""
+        """The labels to grade: every candidate of the run; for a paid simulator, on score, the chosen ones alone."""
+        if self.settings.simulator.paid and split == "score":
+            return self.store.chosen(self.run)
         candidates = self.store.explanations(self.run.collection_id, self.run.explainer_ids, self.run.features or [])
         return [e for e in candidates if e.status == "ok"]
+
+    def with_null(self, features: Iterable[int]) -> set[int]:
+        """The features whose null is worked out: all; for a paid simulator PAID_NULLS of them, to be pooled."""
+        if not self.settings.simulator.paid:
+            return set(features)
+        found = np.array(sorted(features), dtype=np.int64)
+        order = np.argsort(mix(found.view(np.uint64) ^ salted(self.settings.run.seed, 5)), kind="stable")
+        return set(found[order[:PAID_NULLS]].tolist())
+
+    @property
+    def n_nulls(self) -> int:
+        """Labels of other features that a feature is also scored with; one, where each costs money or minutes."""
+        return min(self.settings.score.nulls, 1) if self.settings.simulator.paid else self.settings.score.nulls
+
+
+def _told(kind: str, key: str) -> str:
+    """What a kind of simulator is told of a key: rules are for `pattern` alone, the others read the sentence."""
+    return key if kind == "pattern" else sentence_of(key)

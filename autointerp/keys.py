@@ -5,12 +5,12 @@ prompt or weight file gives new keys and so new work beside the old; nothing is 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autointerp import __version__, corpus, prompts, streams
-from autointerp.config import DictionarySection, Settings, fingerprint, model_of
+from autointerp.config import PAID, DictionarySection, Settings, fingerprint, model_of
 from autointerp.dictionary import Dictionary
 from autointerp.explainers import Method, named
 from autointerp.explainers.method import LENS_PART
@@ -28,6 +28,7 @@ class Keys:
     hookpoint: str  # canonical text
     rounds: tuple["Round", ...]  # one more than explainer.rounds; the last holds everything
     simulator_id: str
+    chooser_id: str | None  # the simulator whose grades on select choose the label, where it is another one
 
     @property
     def explainers(self) -> dict[str, str]:
@@ -56,6 +57,7 @@ class Keys:
             features=None,
             dictionary=self.dictionary,
             place=place,
+            chooser_id=self.chooser_id,
         )
 
 
@@ -94,31 +96,25 @@ def keys(settings: Settings, sketch: Subject, section: DictionarySection, dictio
     if dictionary.wanted is not None:
         collected["features"] = dictionary.wanted.tolist()
     collection_id = fingerprint(collected)
-    simulator_id = fingerprint([settings.simulator.model_dump(), SIMULATOR_VERSION])
-    return Keys(dictionary.name, collection_id, hookpoint, _rounds(settings, simulator_id), simulator_id)
+    cfg = settings.simulator
+    # A paid simulator sees the chosen label alone: who claims the hard negatives has chosen it on select.
+    chooser_id = simulator_id(settings, cfg.claims) if cfg.paid else None
+    predicts = simulator_id(settings, cfg.kind)
+    rounds = _rounds(settings, chooser_id or predicts)
+    return Keys(dictionary.name, collection_id, hookpoint, rounds, predicts, chooser_id)
 
 
-def _rounds(settings: Settings, simulator_id: str) -> tuple[Round, ...]:
-    """Round by round: a revision is made from what the rounds before it scored, so its id holds theirs."""
+def _rounds(settings: Settings, judge_id: str) -> tuple[Round, ...]:
+    """Round by round: a revision is made from what the rounds before it scored on select (by the simulator `judge_id`),
+    so its id holds theirs."""
     explainers = {method: explainer_id(settings, method) for method in settings.explainer.methods}
-    found = [Round(explainers, _scorer_id(settings, simulator_id, explainers))]
+    found = [Round(explainers, scorer_id(settings, explainers))]
     for i in range(1, settings.explainer.rounds + 1):
         earlier = found[-1]
-        revised = fingerprint([_asked(settings, REVISE, REVISE.prompt), simulator_id, earlier.scorer_id, i])
+        revised = fingerprint([_asked(settings, REVISE, REVISE.prompt), judge_id, earlier.scorer_id, i])
         explainers = earlier.explainers | {f"{REVISE.name}-{i}": revised}
-        found.append(Round(explainers, _scorer_id(settings, simulator_id, explainers)))
+        found.append(Round(explainers, scorer_id(settings, explainers)))
     return tuple(found)
-
-
-def _scorer_id(settings: Settings, simulator_id: str, explainers: dict[str, str]) -> str:
-    """Hash of whatever decides which passages are drawn.
-
-    The simulator, whose claims B is made of; the selected features, whose labels its threshold is fitted on and nulls
-    are taken from; and the explainers, because the candidates of a feature are ranked on the union of their B.
-    """
-    score = settings.score
-    design = [score.model_dump(), simulator_id, sorted(explainers.values()), settings.features.model_dump()]
-    return fingerprint([*design, settings.run.seed, SCORER_VERSION])
 
 
 # Raised when the code of a stage changes what it would write for the same settings.
@@ -154,6 +150,34 @@ def _asked(settings: Settings, method: Method, prompt: str) -> list[object]:
     if cfg.logit_lens:
         used.append({"lens": prompts.fingerprint(LENS_PART)})
     return used
+
+
+def simulator_id(settings: Settings, kind: str) -> str:
+    """Hash of a kind of simulator and the parameters that it uses."""
+    cfg = settings.simulator
+    used: dict[str, object] = {"kind": kind}
+    if kind in ("embedding", "lookup"):
+        used |= {"encoder": cfg.encoder, "floor_quantile": cfg.floor_quantile}
+    if kind in PAID:
+        model = model_of(cfg)
+        used |= {"provider": model.provider, "model": model.name, "prompt": prompts.fingerprint(cfg.prompt_file)}
+        if model.base_url is not None:  # another server may serve another model under the same name
+            used["base_url"] = model.base_url
+    if kind == "chat":
+        used |= {"per_call": cfg.per_call, "max_new_tokens": cfg.max_new_tokens}
+    return fingerprint([used, SIMULATOR_VERSION])
+
+
+def scorer_id(settings: Settings, explainers: Mapping[str, str]) -> str:
+    """Hash of the scoring design: whatever decides which passages are drawn.
+
+    That is the simulator whose claims B is made of, but not the one that predicts, so that several are graded on the
+    same passages; the selected features, whose labels the threshold is fitted on and nulls are taken from; and the
+    explainers (method -> id), because the candidates of a feature are ranked on the union of their B.
+    """
+    claims = simulator_id(settings, settings.simulator.claims)
+    design = [settings.scoring.model_dump(), claims, sorted(explainers.values()), settings.features.model_dump()]
+    return fingerprint([*design, settings.run.seed, SCORER_VERSION])
 
 
 def corpus_fingerprint(source: str) -> list[object]:

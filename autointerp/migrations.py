@@ -171,4 +171,5 @@ STEPS: tuple[tuple[str, str], ...] = (
         );
         """,
     ),
+    ("m008_who_chooses", "ALTER TABLE run ADD COLUMN chooser_id VARCHAR;"),
 )

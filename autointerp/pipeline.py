@@ -55,8 +55,12 @@ def prepare(settings: Settings) -> Prepared:
         for _, prompt in asked:
             prompts.locate(prompt)
         door.check(model_of(settings.explainer), settings)
-    if settings.simulator.kind == "embedding":
-        resolve_encoder(settings.simulator.encoder)
+    simulator = settings.simulator
+    if "embedding" in (simulator.kind, simulator.claims):
+        resolve_encoder(simulator.encoder)
+    if simulator.paid:
+        prompts.locate(simulator.prompt_file)
+        door.check(model_of(simulator), settings)
     sketch = Subject.sketch(settings.subject)
     sketch.check_context(settings.collect.context_tokens)
     if settings.corpus.chat:

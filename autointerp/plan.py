@@ -20,7 +20,7 @@ from autointerp import corpus
 from autointerp.config import Settings
 from autointerp.errors import FeatureError
 from autointerp.keep import Keeper, counter_bytes
-from autointerp.pipeline import Labelling, Pipeline, Prepared, prepare
+from autointerp.pipeline import SPLITS_GRADED, Labelling, Pipeline, Prepared, prepare
 from autointerp.store import Store
 from autointerp.subject import Subject, pad
 from autointerp.sweep import Place, Read, Replica, land, launch, load_replicas
@@ -45,8 +45,9 @@ class Cost:
     firing: dict[str, float]  # firing features per token, by dictionary
     explain: float  # per feature
     labels: float  # per feature
-    read: float  # per passage that the simulator reads in
-    predict: float  # per label and passage
+    read: float  # per passage that the simulator reads in; where it is paid, that its proxy reads in
+    predict: float  # per label and passage, likewise
+    paid: float  # per feature, of a paid simulator on the chosen label; 0 where it is free
     score: float  # per label
     input_tokens: float  # of an llm explainer, per feature
     output_tokens: float
@@ -173,7 +174,7 @@ def _since(clock: float, subject: Subject) -> float:
 def _probe_stages(settings: Settings, prepared: Prepared, bar: Bar) -> dict[str, Any]:
     """The stages after collect on a few features of the first dictionary; zeros where it has none that fire enough."""
     nothing = dict.fromkeys(
-        ("explain", "labels", "read", "predict", "score", "input_tokens", "output_tokens", "usd"), 0.0
+        ("explain", "labels", "read", "predict", "paid", "score", "input_tokens", "output_tokens", "usd"), 0.0
     )
     first = Prepared(settings, prepared.targets[:1])
     with Store.create(settings.database) as store:
@@ -188,35 +189,39 @@ def _probe_stages(settings: Settings, prepared: Prepared, bar: Bar) -> dict[str,
         started = time.perf_counter()
         labelling.explain()
         explain = (time.perf_counter() - started) / features
-        labels = len(grading.wanted("score"))
+        labels = len(grading.wanted("select"))
         if not labels:
             return nothing | {"explain": explain}
         calls = store.call_totals(grading.run.collection_id, grading.run.explainer_ids)
         read, predict = _probe_simulator(labelling)
-        for split in ("select", "score"):
+        scoring = 0.0
+        for split in SPLITS_GRADED:  # a paid simulator grades what was chosen on select
+            started = time.perf_counter()
             labelling.simulate(split)
-        started = time.perf_counter()
-        for split in ("select", "score"):
-            labelling.score(split)  # type: ignore[arg-type]
+            simulating = time.perf_counter() - started
+            started = time.perf_counter()
+            labelling.score(split)
+            scoring += time.perf_counter() - started
         return {
             "explain": explain, "labels": labels / features, "read": read, "predict": predict,
-            "score": (time.perf_counter() - started) / labels, "usd": calls["usd"] / features,
+            "paid": simulating / features if settings.simulator.paid else 0.0,
+            "score": scoring / labels, "usd": calls["usd"] / features,
             "input_tokens": calls["input_tokens"] / features, "output_tokens": calls["output_tokens"] / features,
         }  # fmt: skip
 
 
 def _probe_simulator(labelling: Labelling) -> tuple[float, float]:
-    """Seconds per passage read in, and per label and passage predicted."""
+    """Seconds per passage read in, and per label and passage predicted, by the simulator that reads the panel."""
     grading = labelling.grading
-    _ = grading.simulator  # loads it
+    proxy = grading.proxy  # loads it
     passages = grading.design("score").panel.passages
     started = time.perf_counter()
-    grading.read(passages)
+    grading.read_all("score", [])
     read = (time.perf_counter() - started) / max(len(passages), 1)
-    labels = [grading.key(e) for e in grading.wanted("score")]
-    grading.simulator.predict(labels, passages)  # clauses are read once per label
+    labels = [grading.key(e) for e in grading.wanted("select")]
+    proxy.predict(labels, passages)  # clauses are read once per label
     started = time.perf_counter()
-    grading.simulator.predict(labels, passages)
+    proxy.predict(labels, passages)
     return read, (time.perf_counter() - started) / max(len(passages) * len(labels), 1)
 
 
@@ -270,7 +275,8 @@ def estimate(settings: Settings, prepared: Prepared, cost: Cost, size: Size) -> 
     predictions = labels * (panel * 0.6 + grading) + size.labelled * (panel * 0.2 + cfg.sample_select)
     seconds = {
         "load": cost.load, "collect": sum(collect.values()), "explain": cost.explain * size.labelled,
-        "simulate": cost.read * read + cost.predict * predictions, "score": cost.score * labels,
+        "simulate": cost.read * read + cost.predict * predictions + cost.paid * size.labelled,
+        "score": cost.score * labels,
     }  # fmt: skip
     state, held = _state_bytes(settings, cost, size)
     weights = sum(

@@ -42,6 +42,11 @@ class Run(Row):
     features: Annotated[list[int] | None, "selected features; NULL until the collection exists"]
     dictionary: Annotated[str, "name of the dictionary; a configuration with several has one run for each"]
     place: Annotated[int, "place of the dictionary in the configuration, from 0"]
+    chooser_id: Annotated[str | None, "simulator whose grades on select choose the label; NULL: simulator_id"] = None
+
+    def judge(self, split: Split) -> str:
+        """The id of the simulator that grades on a split."""
+        return self.chooser_id if split == "select" and self.chooser_id is not None else self.simulator_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +225,7 @@ class Draw(Row):
 
     table: ClassVar[str] = "draw"
     explanation_id: Annotated[str, "the label under test"]
-    scorer_id: Annotated[str, "scoring design (its seed, sizes and simulator proxy)"]
+    scorer_id: Annotated[str, "scoring design (its seed, its sizes, and the simulator that claims hard negatives)"]
     split: Annotated[Split, "split the passage is from"]
     passage_id: Annotated[int, "the passage"]
     stratum: Annotated[Stratum, "A fires; B silent hard negative; C other silent"]

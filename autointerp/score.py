@@ -4,6 +4,7 @@ Arithmetic only, apart from the null, in which labels of other features are pred
 same rules. Nothing is scored on a passage whose prediction is missing: a label with any missing prediction says so.
 """
 
+import logging
 import time
 from collections import Counter
 from typing import NamedTuple
@@ -13,12 +14,15 @@ from numpy.typing import NDArray
 
 from autointerp import baselines, metrics
 from autointerp.config import fingerprint
+from autointerp.errors import Unreachable
 from autointerp.grading import Grading
 from autointerp.keep import mix, salted
 from autointerp.population import population
 from autointerp.rows import Draw, Explanation, Score, Split
 from autointerp.store import Sparse
 from autointerp.tally import Tally
+
+log = logging.getLogger(__name__)
 
 STRATA = {"A": 0, "B": 1, "C": 2}
 CHUNK_LABELS = 64  # labels per transaction
@@ -51,7 +55,7 @@ def run(grading: Grading, split: Split) -> Tally:
     }
     done = store.scored(list(wanted))
     simulated = store.simulated(
-        list({label.explanation_id for label, _ in wanted.values()}), grading.run.simulator_id, split
+        list({label.explanation_id for label, _ in wanted.values()}), grading.run.judge(split), split
     )
     pending: dict[str, tuple[Explanation, list[str]]] = {}
     for key, (label, metric) in wanted.items():
@@ -68,7 +72,11 @@ def run(grading: Grading, split: Split) -> Tally:
         drawn = store.drawn([label.explanation_id for label, _ in chunk], grading.run.scorer_id, split)
         for label, names in chunk:
             draws = drawn.get(label.explanation_id, [])
-            rows += [row for row in _score_label(grading, label, split, draws, nulls) if row.metric in names]
+            try:
+                rows += [row for row in _score_label(grading, label, split, draws, nulls) if row.metric in names]
+            except Unreachable as problem:  # a null that was asked of a model: the label's numbers stay pending
+                log.warning("%s", problem)
+                tally.failed["unreachable"] += len(names)
             grading.bar.advance(1)
         with store.transaction():
             store.add(rows)
@@ -80,7 +88,7 @@ def run(grading: Grading, split: Split) -> Tally:
 
 def score_id(grading: Grading, label: Explanation, split: Split, metric: str) -> str:
     """The key of one number. The scoring design names the passages, so their hash is in it already."""
-    return fingerprint([label.explanation_id, split, grading.run.simulator_id, grading.run.scorer_id, metric])
+    return fingerprint([label.explanation_id, split, grading.run.judge(split), grading.run.scorer_id, metric])
 
 
 def _score_label(
@@ -107,7 +115,7 @@ def _score_label(
     rows.append(note.number("lift", lift, len(found.passages), "no_r_tok" if tok is None else "no_r_rank"))
     values = nulls.values(label.feature)
     mean = float(np.mean(values)) if values else None
-    rows.append(note.number("null", mean, len(values), "no_other_label"))
+    rows.append(note.number("null", mean, len(values), nulls.why_none(label.feature)))
     return rows
 
 
@@ -124,7 +132,7 @@ class _Notes:
         return Score(
             score_id=score_id(self.grading, self.label, self.split, metric), explanation_id=self.label.explanation_id,
             collection_id=self.label.collection_id, feature=self.label.feature, split=self.split,
-            simulator_id=self.grading.run.simulator_id, scorer_id=self.grading.run.scorer_id, metric=metric,
+            simulator_id=self.grading.run.judge(self.split), scorer_id=self.grading.run.scorer_id, metric=metric,
             status="ok" if ok else "skipped", value=found.value, lo=found.lo, hi=found.hi, n=n,
             reason=None if ok else reason,
         )  # fmt: skip
@@ -168,7 +176,7 @@ def _simulated(
     grading: Grading, label: Explanation, split: Split, found: ScoringSet
 ) -> tuple[NDArray[np.float64], str | None]:
     """Predictions on the set's tokens, and the reason why some are missing (None when none is)."""
-    sparse, failed = grading.store.simulations(label.explanation_id, grading.run.simulator_id, split)
+    sparse, failed = grading.store.simulations(label.explanation_id, grading.run.judge(split), split)
     if not len(found.passages):
         return np.empty(0), "no_passages"
     lost = [failed.get(int(p), "not_simulated") for p in found.passages[~np.isin(found.passages, sparse.passage)]]
@@ -206,6 +214,7 @@ class Nulls:
         self.grading = grading
         self.labels = {feature: grading.key(e) for feature, e in chosen.items()}
         self.ids = {e.explanation_id for e in chosen.values()}
+        self.features = grading.with_null(chosen)
         density = population(grading.store, grading.run.collection_id, grading.settings.features).density
         self.density = {feature: float(density[feature]) for feature in self.labels}
 
@@ -216,7 +225,9 @@ class Nulls:
     def values(self, feature: int) -> list[float]:
         """r_rank of each null label on the feature; a label whose prediction is constant counts 0, as METHOD says."""
         grading = self.grading
-        others = baselines.shuffled_labels(feature, self.labels, self.density, grading.settings.score.nulls)
+        if feature not in self.features:
+            return []
+        others = baselines.shuffled_labels(feature, self.labels, self.density, grading.n_nulls)
         if not others:
             return []
         values = []
@@ -225,5 +236,12 @@ class Nulls:
             stratum = np.concatenate([np.full(len(cell.passages), STRATA[cell.stratum]) for cell in cells])
             found = scoring_set(grading, feature, "score", passages, stratum)
             predicted = grading.predict(label, found.passages)[found.row, found.position].astype(np.float64)
-            values.append(grade(grading, found, predicted, draws=0).value or 0.0)
+            if not np.isnan(predicted).any():  # a lost prediction is no 0
+                values.append(grade(grading, found, predicted, draws=0).value or 0.0)
         return values
+
+    def why_none(self, feature: int) -> str:
+        """Why a feature has no null."""
+        if feature not in self.features:
+            return "null_of_a_sample"
+        return "no_other_label"

@@ -516,7 +516,7 @@ class Store:
         found = self._rows(
             f"SELECT * EXCLUDE (select_score, select_reason) FROM ({_CHOSEN}) ORDER BY feature",
             {
-                "simulator": run.simulator_id, "scorer": run.scorer_id, "collection": run.collection_id,
+                "simulator": run.judge("select"), "scorer": run.scorer_id, "collection": run.collection_id,
                 "explainers": run.explainer_ids, "features": run.features or [],
             },
         )  # fmt: skip
@@ -575,7 +575,7 @@ class Store:
             "WHERE s.collection_id = ? AND s.split = ? AND s.simulator_id = ? AND s.scorer_id = ? "
             "AND list_contains(?, e.explainer_id) AND list_contains(?, s.feature) "
             "ORDER BY s.feature, s.explanation_id, s.metric",
-            [run.collection_id, split, run.simulator_id, run.scorer_id, run.explainer_ids, run.features or []],
+            [run.collection_id, split, run.judge(split), run.scorer_id, run.explainer_ids, run.features or []],
         )
         return [Score(**row) for row in found]
 
@@ -667,9 +667,10 @@ def _connect(path: Path, read_only: bool) -> duckdb.DuckDBPyConnection:
         raise StoreError(f"{path} cannot be opened: {text.splitlines()[0]}") from None
 
 
-def lists(offsets: NDArray[np.int64], flat: NDArray[Any]) -> pa.Array:
-    """An arrow column of lists from offsets and flat values, without a Python loop."""
-    return pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), pa.array(flat))
+def lists(offsets: NDArray[np.int64], flat: NDArray[Any], null: NDArray[np.bool_] | None = None) -> pa.Array:
+    """An arrow column of lists from offsets and flat values, without a Python loop; NULL where `null` is true."""
+    mask = None if null is None or not null.any() else pa.array(null)
+    return pa.LargeListArray.from_arrays(pa.array(offsets, type=pa.int64()), pa.array(flat), mask=mask)
 
 
 def packed(offsets: NDArray[np.int64], ids: NDArray[np.int32]) -> pa.Array:

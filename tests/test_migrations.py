@@ -260,7 +260,7 @@ def downgraded(tiny: dict[str, Path], tmp_path: Path) -> Path:
         passages = {c: store.passages(c) for c in collections}
     with first_schema(folder / "run.duckdb") as db:
         db.execute(f"ATTACH '{new}' AS new (READ_ONLY)")
-        for table in (table.table for table in TABLES):
+        for table in (table.table for table in TABLES if table.table not in LATER):
             if table != "passage":
                 names = ", ".join(columns(db, f"main.{table}"))
                 db.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM new.{table}")

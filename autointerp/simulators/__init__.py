@@ -1,12 +1,13 @@
 """Simulators: from a label alone, an activation for every token of a passage."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.config import Settings
+from autointerp.rows import Status
 from autointerp.tally import Bar
 
 
@@ -26,8 +27,49 @@ class Simulator(Protocol):
         ...
 
 
+class Lost(NamedTuple):
+    """Why there is no prediction."""
+
+    status: Status
+    reason: str  # machine-readable
+
+
+class Predicted(NamedTuple):
+    """One label's predictions on some passages."""
+
+    values: NDArray[np.float32]  # [passage, token] as of Simulator.predict; NaN throughout a passage that was lost
+    lost: Mapping[int, Lost]  # passage id -> why it has no prediction
+
+
+@runtime_checkable
+class AskingSimulator(Simulator, Protocol):
+    """A simulator whose model may fail to answer: many questions at once, and a reason where there is no prediction.
+
+    Its `predict` gives NaN throughout a passage that was lost; never 0, which would be a prediction.
+    """
+
+    def ask(self, wanted: Sequence[tuple[str, NDArray[np.int64]]]) -> Iterator[tuple[int, Predicted]]:
+        """For (label, passages) pairs: the place of a pair, and its predictions, as they are complete, in any order.
+
+        Raises Unreachable or BudgetSpent after everything that is complete; the other pairs stay pending.
+        """
+        ...
+
+
 def open_simulator(settings: Settings) -> Simulator:
-    """The configured simulator, loaded. Raises ConfigError when its model is not there."""
+    """The configured simulator, loaded. Raises a UserError when its model is not there.
+
+    Those that need more than settings (`lookup` its feature's texts, `chat` a door) are made by whoever grades.
+    """
+    cfg, passage_tokens = settings.simulator, settings.collect.passage_tokens
+    if cfg.kind == "logprob":
+        from autointerp.simulators.logprob import LogprobSimulator
+
+        return LogprobSimulator.load(cfg, settings.subject.device, passage_tokens)
+    if cfg.kind == "pattern":
+        from autointerp.simulators.pattern import PatternSimulator
+
+        return PatternSimulator(passage_tokens)
     from autointerp.simulators.embedding import EmbeddingSimulator
 
-    return EmbeddingSimulator.load(settings.simulator, settings.subject.device, settings.collect.passage_tokens)
+    return EmbeddingSimulator.load(cfg, settings.subject.device, passage_tokens)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests import peers
-from tests.bench import collecting, delphi, disk, llm
+from tests.bench import collecting, delphi, disk, llm, simulating
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def main() -> None:
             rows.append(row(f"collect/disk-{name}", kilobytes.others, "KB per live feature", at_most=bar))
             rows.append(row(f"collect/disk-{name}/panel", kilobytes.panel, "KB per live feature"))
             rows.append(row(f"collect/disk-{name}/calls", kilobytes.calls, "KB per live feature"))
-    show(rows + asking(), Path("results/bench.json"))
+    show(rows + asking() + simulation(), Path("results/bench.json"))
 
 
 def asking() -> list[Row]:
@@ -82,6 +82,17 @@ def asking() -> list[Row]:
         rows.append(row(f"llm/throughput-{provider}/cpu", found.cpu_ms, "ms CPU per call"))
         rows.append(row(f"llm/throughput-{provider}/ledger", found.again_ms, "ms per call, from the ledger"))
     return [*rows, row("llm/cpu-ms", max(cpu_ms), "ms CPU per call, the slower one", at_most=3.0)]
+
+
+def simulation() -> list[Row]:
+    """The rows of simulators."""
+    found = simulating.speedup()
+    return [
+        row("simulate/logprob-speedup", found.ratio, "x one passage at a time", at_least=3.0),
+        row("simulate/logprob-speedup/ours", found.ours, "passages/s"),
+        row("simulate/logprob-speedup/plain", found.plain, "passages/s"),
+        row("simulate/logprob-difference", found.difference, "expected answer, 0 to 10", at_most=1e-3),
+    ]
 
 
 def on_gpu() -> list[Row]:

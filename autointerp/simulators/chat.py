@@ -1,0 +1,235 @@
+"""The `chat` simulator: a chat model reads passages as plain text, and quotes the words that fire.
+
+Several passages go into one call, and the reply lists the firing words alone, by quote, occurrence and strength 0-10,
+instead of every token. Such a reply has to be understood, so it is checked as a whole: a passage too many or too few, a
+quote that does not stand in its passage, a place that does not exist or a strength that is no number from 0 to 10, and
+nothing of it is used. Its passages are rows with their reason, never zeros.
+
+A quote is found as it stands, or else up to white space, quotation marks and the Unicode form of its characters.
+Places are counted over whole words where the quote is one somewhere in its passage ("the" is not found in "other"),
+else over all places. Every token that the quote covers, in part or whole, gets its strength, and where quotes overlap
+the larger one; a token that holds only a part of a character counts as the place where the character is.
+"""
+
+import json
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autointerp import prompts
+from autointerp.config import SimulatorSection, model_of
+from autointerp.errors import ReplyError
+from autointerp.llm import Door, Job, Request
+from autointerp.simulators import Lost, Predicted
+from autointerp.tally import Bar
+
+MAX_STRENGTH = 10
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "passages": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {
+                    "passage": {"type": "integer"},
+                    "fires": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "properties": {
+                                "quote": {"type": "string"},
+                                "occurrence": {"type": "integer"},
+                                "strength": {"type": "number"},
+                            },
+                            "required": ["quote", "occurrence", "strength"],
+                            "additionalProperties": False,
+                        },
+                    },
+                },
+                "required": ["passage", "fires"],
+                "additionalProperties": False,
+            },
+        }
+    },
+    "required": ["passages"],
+    "additionalProperties": False,
+}
+
+
+class ChatSimulator:
+    """Strengths 0 to 10, as a chat model states them."""
+
+    def __init__(self, door: Door, cfg: SimulatorSection, passage_tokens: int) -> None:
+        self.door, self.cfg, self.passage_tokens = door, cfg, passage_tokens
+        self.model = model_of(cfg)
+        self._texts: dict[int, Sequence[str]] = {}
+
+    def read(self, passages: Mapping[int, Sequence[str]], bar: Bar) -> None:
+        """Hold the passages' tokens; the model sees them when it is asked."""
+        self._texts |= passages
+
+    def calibrate(self, background: NDArray[np.int64]) -> None:
+        """Nothing to calibrate: the model states strengths on a scale of its own."""
+
+    def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Strengths [label, passage, token]; NaN throughout a passage that was lost."""
+        result = np.empty((len(labels), len(passages), self.passage_tokens), dtype=np.float32)
+        for place, predicted in self.ask([(label, passages) for label in labels]):
+            result[place] = predicted.values
+        return result
+
+    def ask(self, wanted: Sequence[tuple[str, NDArray[np.int64]]]) -> Iterator[tuple[int, Predicted]]:
+        """For (label, passages) pairs: the place of a pair, and its predictions, as they are complete, in any order.
+
+        Raises Unreachable or BudgetSpent after everything that is complete; the other pairs stay pending.
+        """
+        found: dict[int, Predicted] = {}
+        missing: dict[int, int] = {}  # calls of a pair without an answer
+        for place, (_, passages) in enumerate(wanted):
+            empty = np.full((len(passages), self.passage_tokens), np.nan, dtype=np.float32)
+            found[place], missing[place] = Predicted(empty, {}), math.ceil(len(passages) / self.cfg.per_call)
+            if not missing[place]:
+                yield place, found.pop(place)
+        for job, answer in self.door.ask(self._jobs(wanted)):
+            place, start, ids = job.key
+            values, lost = found[place]
+            if answer.value is not None:
+                values[start : start + len(ids)] = answer.value
+            else:
+                assert answer.reason is not None
+                found[place] = Predicted(values, {**lost, **dict.fromkeys(ids, Lost(answer.status, answer.reason))})
+            missing[place] -= 1
+            if not missing[place]:
+                yield place, found.pop(place)
+
+    def _jobs(self, wanted: Iterable[tuple[str, NDArray[np.int64]]]) -> Iterator[Job[NDArray[np.float32]]]:
+        for place, (label, passages) in enumerate(wanted):
+            for start in range(0, len(passages), self.cfg.per_call):
+                ids = passages[start : start + self.cfg.per_call].tolist()
+                texts = [self._texts[i] for i in ids]
+                parse = partial(understood, passages=texts, passage_tokens=self.passage_tokens)
+                yield Job(self._request(label, texts), f"simulate chat {label}", parse, (place, start, ids))
+
+    def _request(self, label: str, texts: Sequence[Sequence[str]]) -> Request:
+        shown = [f"{n}: {json.dumps(''.join(text), ensure_ascii=False)}" for n, text in enumerate(texts, start=1)]
+        messages = prompts.fill(self.cfg.prompt_file, label=" ".join(label.split()), passages="\n".join(shown))
+        content = tuple((message["role"], message["content"]) for message in messages)
+        return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(SCHEMA))
+
+
+# -- reading a reply ---------------------------------------------------------------------------------------------------
+
+
+def understood(reply: str, passages: Sequence[Sequence[str]], passage_tokens: int) -> NDArray[np.float32]:
+    """The strengths [passage, token] that a reply states for passages, which are given as their token strings.
+
+    Raises ReplyError with the first thing that is wrong; nothing of a reply is used unless all of it can be.
+    """
+    values = np.zeros((len(passages), passage_tokens), dtype=np.float32)
+    seen: set[int] = set()
+    for entry in _entries(_decoded(reply), "passages"):
+        number = _integer(entry, "passage")
+        if not 1 <= number <= len(passages):
+            raise ReplyError("wrong_passage", f"there is no passage {number}; they are numbered 1 to {len(passages)}")
+        if number in seen:
+            raise ReplyError("wrong_passage", f"passage {number} stands there twice")
+        seen.add(number)
+        _mark(values[number - 1], number, passages[number - 1], _entries(entry, "fires"))
+    if missing := sorted(set(range(1, len(passages) + 1)) - seen):
+        raise ReplyError("missing_passage", f"no entry for passage {', '.join(map(str, missing))}")
+    return values
+
+
+def _mark(into: NDArray[np.float32], number: int, strings: Sequence[str], fires: Sequence[Mapping[str, Any]]) -> None:
+    """Write what is said of one passage into its row."""
+    text = "".join(strings)
+    lengths = np.array([len(string) for string in strings], dtype=np.int64)
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    for entry in fires:
+        quote, occurrence, strength = entry.get("quote"), _integer(entry, "occurrence"), entry.get("strength")
+        if not isinstance(quote, str) or not quote:
+            raise ReplyError("bad_shape", f"passage {number}: expected a text `quote`, not {quote!r}")
+        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
+            raise ReplyError("out_of_range", f"passage {number}: strength {strength!r} is no number from 0 to 10")
+        places = spans(quote, text)
+        if not places:
+            raise ReplyError("quote_not_found", f"passage {number} does not hold {quote!r}")
+        if not 1 <= occurrence <= len(places):
+            raise ReplyError(
+                "no_such_occurrence", f"passage {number} holds {quote!r} {len(places)} times, not {occurrence}"
+            )
+        first, last = places[occurrence - 1]
+        covered = np.where(lengths > 0, (starts < last) & (first < ends), (first <= starts) & (starts < last))
+        row = into[: len(strings)]
+        row[covered] = np.maximum(row[covered], strength)
+
+
+def spans(quote: str, text: str) -> list[tuple[int, int]]:
+    """Where a quote stands in a text, in order: see the head of this file."""
+    wanted = quote.strip() or quote
+    for fold in (False, True):
+        places = _spans(_folded(wanted)[0] if fold else wanted, text, fold)
+        if places:
+            whole = [(a, b) for a, b in places if not (_within_word(text, a) or _within_word(text, b))]
+            return whole or places
+    return []
+
+
+def _spans(wanted: str, text: str, fold: bool) -> list[tuple[int, int]]:
+    if not fold:
+        return [match.span() for match in re.finditer(re.escape(wanted), text)]
+    folded, origin = _folded(text)
+    pattern = r"\s+".join(re.escape(word) for word in wanted.split()) or re.escape(wanted)
+    return [(origin[a], origin[b - 1] + 1) for a, b in (match.span() for match in re.finditer(pattern, folded))]
+
+
+def _within_word(text: str, place: int) -> bool:
+    """True where a place is between two characters of one word."""
+    return 0 < place < len(text) and _letter(text[place - 1]) and _letter(text[place])
+
+
+def _letter(character: str) -> bool:
+    return character.isalnum() or character == "_"
+
+
+_LOOKALIKES = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‑": "-"})
+
+
+def _folded(text: str) -> tuple[str, list[int]]:
+    """A text with one form for characters that look alike, and per character the place that it comes from."""
+    characters, origin = [], []
+    for match in re.finditer(r"(?s).[\u0300-\u036f]*", text):  # a letter with its accents
+        form = unicodedata.normalize("NFKC", match.group()).translate(_LOOKALIKES)
+        characters.append(form)
+        origin += [match.start()] * len(form)
+    return "".join(characters), origin
+
+
+def _decoded(reply: str) -> Any:
+    fenced = re.search(r"```(?:json)?\s*(.*?)```", reply, re.DOTALL)
+    try:
+        return json.loads(fenced.group(1) if fenced else reply)
+    except (ValueError, RecursionError) as problem:
+        raise ReplyError("bad_json", f"expected JSON alone: {problem}") from None
+
+
+def _entries(value: Any, name: str) -> list[Mapping[str, Any]]:
+    found = value.get(name) if isinstance(value, dict) else None
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise ReplyError("bad_shape", f"expected an object with a list of objects `{name}`")
+    return found
+
+
+def _integer(entry: Mapping[str, Any], name: str) -> int:
+    value = entry.get(name)
+    if type(value) is not int:
+        raise ReplyError("bad_shape", f"expected a whole number `{name}`, not {value!r}")
+    return value
