@@ -6,6 +6,7 @@ of its own, not of a model's.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from autointerp.planted import PlantedText, Predicate, distinct, uniform
 from autointerp.tally import Bar
 
+HELD = 32  # labels whose meaning is kept in memory
 SIGMA = 0.5  # of the log of a real-valued hit
 _MISS, _STRENGTH, _PROXY, _FALSE, _NOISE = 1, 2, 3, 4, 5  # what a hash is drawn for
 
@@ -27,6 +29,14 @@ class Errors:
     noise: float = 0.0  # standard deviation of what it predicts everywhere; a hit is log-normal about 1
 
 
+class _Meaning(NamedTuple):
+    """A label's occurrences, and the cells and values of its right and of its false predictions."""
+
+    extension: NDArray[np.int64]
+    hits: tuple[NDArray[np.int64], NDArray[np.float32]]
+    strays: tuple[NDArray[np.int64], NDArray[np.float32]]
+
+
 class ReferenceSimulator:
     """Predicts 1 where a label holds, or a noisy real value; a `Simulator`.
 
@@ -37,6 +47,8 @@ class ReferenceSimulator:
     def __init__(self, text: PlantedText, labels: Mapping[str, Predicate], errors: Errors, seed: int) -> None:
         self.text, self.labels, self.errors, self.seed = text, labels, errors, seed
         self.name = "reference-noisy" if errors.noise else "reference"
+        self.threshold = 0.0  # a predicted peak above it says that the label holds; to be fitted where there is noise
+        self._recent: dict[str, _Meaning] = {}
         random = np.random.default_rng([seed, _NOISE])
         # One table of noise, read from another place for each label: a fresh one for each would take most of the time.
         self._noise = np.abs(random.normal(0, errors.noise, text.tokens.size)).astype(np.float32) if errors.noise else None
@@ -56,7 +68,7 @@ class ReferenceSimulator:
         """[passage] whether the label's cheap proxy claims it: so many of those in which the label holds."""
         rows = self.text.rows(passages)
         holds = np.zeros(len(self.text.length), dtype=bool)
-        found = distinct(self.text.passage[self.labels[label].extension(self.text)])
+        found = distinct(self.text.passage[self._held(label).extension])
         holds[found[uniform(found, self._salt(label, _PROXY)) < self.errors.proxy_recall]] = True
         return holds[rows]
 
@@ -74,16 +86,27 @@ class ReferenceSimulator:
             cells = rows[:, None] * width + np.arange(width)
             predicted[:] = self._noise[(cells + offset) % len(self._noise)]
             predicted[np.arange(width) >= text.length[rows][:, None]] = 0
-        for cells, value in (self._hits(label), self._strays(label)):
+        held = self._held(label)
+        for cells, value in (held.hits, held.strays):
             inside = np.flatnonzero(place[cells // width] >= 0)
             at = place[cells[inside] // width], cells[inside] % width
             predicted[at] = np.maximum(predicted[at], value[inside])
         return predicted
 
-    def _hits(self, label: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def _held(self, label: str) -> "_Meaning":
+        """What a label stands for; the labels asked about last are held."""
+        found = self._recent.pop(label, None)
+        if found is None:
+            extension = self.labels[label].extension(self.text)
+            found = _Meaning(extension, self._hits(label, extension), self._strays(label))
+            if len(self._recent) >= HELD:
+                del self._recent[next(iter(self._recent))]
+        self._recent[label] = found
+        return found
+
+    def _hits(self, label: str, extension: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Cells of the occurrences that it does not miss, and its values there."""
-        found = self.labels[label].extension(self.text)
-        found = found[uniform(found, self._salt(label, _MISS)) >= self.errors.misses]
+        found = extension[uniform(extension, self._salt(label, _MISS)) >= self.errors.misses]
         cells, owner = self.text.cells(found)
         return cells, self._strength(found[owner], label)
 

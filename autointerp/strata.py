@@ -64,12 +64,27 @@ def draw(found: Silent, claimed: Flags, n_hard: int, n_others: int) -> Negatives
     return Negatives(rows, {kind: int(kinds[kind].sum()) for kind in KINDS})
 
 
-def draw_together(found: Silent, claims: Sequence[Flags], n_hard: int, n_others: int) -> tuple[I64, I64]:
-    """B and C on which labels of one feature are compared: the union of their B, and what none of them claims."""
+class Together(NamedTuple):
+    """Silent passages on which labels of one feature are compared: rows of the panel."""
+
+    hard: I64  # the union of their B
+    others: I64  # C: what none of them claims
+    weight: NDArray[np.float64]  # [hard] panel passages that each stands for; 0 where no label's proxy claims it
+
+
+def draw_together(found: Silent, claims: Sequence[Flags], n_hard: int, n_others: int) -> Together:
+    """B and C on which labels of one feature are compared.
+
+    Weights are by which of the labels claim a passage (post-stratified): so many panel passages are claimed by just
+    these, so many of them were drawn.
+    """
     hard = np.unique(np.concatenate([draw(found, claimed, n_hard, 0).hard for claimed in claims]))
+    who = found.silent * (np.stack(claims).T @ 2 ** np.arange(len(claims)))  # [panel passage] 0: nobody claims it
+    there, drawn = (np.bincount(codes, minlength=2 ** len(claims)) for codes in (who, who[hard]))
+    weight = np.where(who[hard] > 0, there[who[hard]] / drawn[who[hard]], 0.0)
     free = found.kinds(np.any(np.stack(claims), axis=0))["silent"]
     free[hard] = False
-    return hard, _first(found.order, free, n_others)
+    return Together(hard, _first(found.order, free, n_others), weight)
 
 
 def shares(wanted: int, available: Sequence[int]) -> list[int]:

@@ -17,7 +17,7 @@ from autointerp.config import FeaturesSection
 from autointerp.evidence import PanelIndex, Texts
 from autointerp.keep import mix, salted
 from autointerp.metrics import Cell
-from autointerp.planted import Feature, Label, PlantedText
+from autointerp.planted import Feature, Label, PlantedText, Predicate
 from autointerp.planted.collection import Activations
 from autointerp.population import population
 from autointerp.store import Store
@@ -27,7 +27,7 @@ F32 = NDArray[np.float32]
 OWN_TOKENS = 5  # heaviest tokens of a feature that make a silent passage a hard negative
 NEIGHBOURS = 5  # features that fire where it fires
 SCORE = 2  # index of the score split
-PAIRED = ("r_rank", "f1")  # compared on the union of both labels' hard negatives
+PAIRED = ("r_rank", "f1", "f1_design")  # compared on the union of both labels' hard negatives
 ALONE = ("r_pop", "f1_pop", "top_and_random", "random_negatives")  # of each label on its own passages
 METRICS = (*PAIRED, *ALONE)
 
@@ -163,16 +163,37 @@ class Bench:
         for rung in labels:
             if rung == "true":
                 continue
-            hard, others = strata.draw_together(
+            drawn = strata.draw_together(
                 sheet.silent, [claims["true"], claims[rung]], self.size // 4, self.size // 4
             )
-            rows = np.concatenate([sheet.firing, hard, others])
-            for metric, score in (("r_rank", _correlation), ("f1", _f1)):
-                right, other = (score(sheet, predicted[name], rows, scorer.threshold) for name in ("true", rung))
-                found[metric][rung] = Outcome(right, other)
+            scores = [self._paired(sheet, predicted[name], drawn, scorer.threshold) for name in ("true", rung)]
+            for metric in PAIRED:
+                found[metric][rung] = Outcome(scores[0][metric], scores[1][metric])
             for metric in ALONE:
                 found[metric][rung] = Outcome(alone["true"][metric], alone[rung][metric])
         return found
+
+    def _paired(
+        self, sheet: Sheet, predicted: F32, drawn: strata.Together, threshold: float
+    ) -> dict[str, float]:
+        """Scores on passages that two labels share.
+
+        f1 is of the passages that fire (A) or that a label claims (the label-guided part of B), weighted to the corpus.
+        Where a label is twice too broad at density 1e-4, the panel holds some 15 passages to show it by, of 160: each
+        then has to count for what it stands for. What nobody claims is left out: one false positive of the simulator
+        would outweigh all else. f1_design is of A + B + C as drawn, each passage counting 1.
+        """
+        rows = np.concatenate([sheet.firing, drawn.hard, drawn.others])
+        claimed = drawn.hard[drawn.weight > 0]
+        weight = np.concatenate([
+            np.full(len(sheet.firing), sheet.n_firing / max(len(sheet.firing), 1)),
+            drawn.weight[drawn.weight > 0] / self.panel_share,
+        ])  # fmt: skip
+        return {
+            "r_rank": _correlation(sheet, predicted, rows),
+            "f1": _f1(sheet, predicted, np.concatenate([sheet.firing, claimed]), threshold, weight),
+            "f1_design": _f1(sheet, predicted, rows, threshold),
+        }
 
     def _alone(
         self, sheet: Sheet, predicted: F32, claimed: NDArray[np.bool_], threshold: float
@@ -188,7 +209,7 @@ class Bench:
         return {
             "r_pop": metrics.r_pop(cells, self.panel_share, 0, np.random.default_rng(0)).value or 0.0,
             "f1_pop": metrics.f1(metrics.confusion(fires, said, weights)) or 0.0,
-            "top_and_random": _correlation(sheet, predicted, np.concatenate([sheet.top, order[: len(sheet.top)]]), 0.0),
+            "top_and_random": _correlation(sheet, predicted, np.concatenate([sheet.top, order[: len(sheet.top)]])),
             "random_negatives": _f1(sheet, predicted, unguided, threshold),
         }
 
@@ -200,14 +221,16 @@ class Bench:
         """A label's own scoring set, as r_pop takes it: A and what its proxy claims are resampled, the rest modelled."""
         drawn = strata.draw(sheet.silent, claimed, self.size // 4, self.size // 4)
         n_silent = max(int(sheet.silent.silent.sum()), 1)
-        found = [Cell(self.moments(sheet, predicted, sheet.firing), sheet.document[sheet.firing].view(np.int64), float(sheet.n_firing))]
+        document = sheet.document.view(np.int64)
+        fires = self.moments(sheet, predicted, sheet.firing)
+        found = [Cell("fires", fires, document[sheet.firing], float(sheet.n_firing))]
         for kind in strata.KINDS:
             rows = drawn.rows[kind]
             if len(rows):
                 share = drawn.panel[kind] / n_silent
                 hit = None if kind == "claimed" else predicted[rows].max(axis=1) > threshold
                 found.append(Cell(
-                    self.moments(sheet, predicted, rows), sheet.document[rows].view(np.int64),
+                    kind, self.moments(sheet, predicted, rows), document[rows],
                     share * (self.n_passages - sheet.n_firing), drawn.panel[kind], hit,
                 ))  # fmt: skip
         return found
@@ -218,6 +241,20 @@ class Bench:
         row = np.nonzero(usable)[0]
         actual, said = sheet.actual[rows][usable], predicted[rows][usable]
         return metrics.moments(actual.astype(np.float64), said.astype(np.float64), row, len(rows))
+
+    def own_cells(self, sheet: Sheet, label: Label, scorer: Scorer) -> list[Cell]:
+        """The same, predicted anew."""
+        predicted = scorer.predict([label.text], sheet.passages)[0]
+        claimed = scorer.claims(label.text, self.panel.passages)
+        return self.cells(sheet, predicted, claimed, scorer.threshold)
+
+    def known_f1(self, feature: int, label: Predicate) -> float:
+        """F1 of where a label holds against where the feature fires, by token, over the whole text."""
+        fires = self.activations[feature].cell
+        said = self.text.cells(label.extension(self.text))[0]
+        met = np.searchsorted(fires, said)
+        both = int((fires[np.minimum(met, len(fires) - 1)] == said).sum()) if len(fires) else 0
+        return 2 * both / max(len(fires) + len(said), 1)
 
     def census(self, feature: int, label: str, scorer: Scorer) -> float | None:
         """The correlation over every token of the score split: what r_pop estimates."""
@@ -234,11 +271,13 @@ class Bench:
         return None if np.isnan(r) else r
 
 
-def _correlation(sheet: Sheet, predicted: F32, rows: I64, threshold: float) -> float:
+def _correlation(sheet: Sheet, predicted: F32, rows: I64) -> float:
     usable = sheet.usable[rows]
     return metrics.correlation(sheet.actual[rows][usable], predicted[rows][usable]) or 0.0
 
 
-def _f1(sheet: Sheet, predicted: F32, rows: I64, threshold: float) -> float:
+def _f1(
+    sheet: Sheet, predicted: F32, rows: I64, threshold: float, weight: NDArray[np.float64] | None = None
+) -> float:
     fires = sheet.actual[rows].max(axis=1) > 0
-    return metrics.f1(metrics.confusion(fires, predicted[rows].max(axis=1) > threshold)) or 0.0
+    return metrics.f1(metrics.confusion(fires, predicted[rows].max(axis=1) > threshold, weight)) or 0.0

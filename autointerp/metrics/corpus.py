@@ -35,6 +35,7 @@ class Background(NamedTuple):
 class Cell(NamedTuple):
     """Passages of one kind in a scoring set, and what they stand for."""
 
+    kind: str  # fires, claimed, token, neighbour, silent
     moments: Moments  # [passage]
     document: I64  # [passage]
     population: float  # passages of the split that they stand for

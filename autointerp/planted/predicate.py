@@ -46,12 +46,12 @@ class Predicate:
 
     def extension(self, text: PlantedText) -> I64:
         """The occurrences where it holds, ascending."""
+        if any(clause.everything for clause in self.clauses):
+            return np.arange(len(text.word))
         found = [self._hold(text, clause) for clause in self.clauses]
         return distinct(np.concatenate([np.empty(0, dtype=np.int64), *found]))
 
     def _hold(self, text: PlantedText, clause: Clause) -> I64:
-        if clause.everything:
-            return np.arange(len(text.word))
         found = np.concatenate([np.empty(0, dtype=np.int64), *(text.occurrences(word) for word in clause.words)])
         if clause.after:
             found = found[np.isin(text.before[found], clause.after)]

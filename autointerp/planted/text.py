@@ -122,12 +122,10 @@ class PlantedText:
         return order[starts[word] : starts[word + 1]]
 
     def cells(self, occurrences: I64) -> tuple[I64, I64]:
-        """The cells that occurrences cover, and which of the occurrences each belongs to (the first where two meet)."""
+        """The cells that occurrences (ascending) cover, and which of them each belongs to (the first where two meet)."""
         lengths = self.last[occurrences] - self.first[occurrences]
         owner = np.repeat(np.arange(len(occurrences)), lengths)
         starts = np.cumsum(lengths) - lengths
         cells = np.repeat(self.first[occurrences] - starts, lengths) + np.arange(len(owner))
-        order = np.argsort(cells, kind="stable")
-        cells, owner = cells[order], owner[order]
-        new = first_of_each(cells)
+        new = first_of_each(cells)  # words follow one another, so cells never go back
         return cells[new], owner[new]
