@@ -67,8 +67,12 @@ class Certificate:
         return {name: any(gate.holds for gate in self.gates if gate.name == name) for name in names}
 
     def as_json(self) -> dict[str, Any]:
-        """Everything, as JSON-able values."""
-        return asdict(self) | {"holds": self.holds}
+        """Everything, as JSON-able values. A bar is a number to reach, or [low, high]."""
+        found = asdict(self) | {"holds": self.holds}
+        for gate in found["gates"]:
+            low, high = gate["bar"]
+            gate["bar"] = low if high >= 1 else [low, high]
+        return found
 
     def to_terminal(self, console: Console) -> None:
         """The gates, and per density the AUROC of right against wrong labels by metric."""
@@ -86,7 +90,9 @@ class Certificate:
         metrics = list(dict.fromkeys(line.metric for line in self.table))
         found = {(line.rung, line.metric): line for line in self.table if line.density == density}
         n = max(line.n for line in found.values())
-        table = Table(title=f"density {density:g}: AUROC of the right label against ...", title_justify="left", box=None)
+        table = Table(
+            title=f"density {density:g}: AUROC of the right label against ...", title_justify="left", box=None
+        )
         table.add_column(f"{n} features")
         table.add_column("F1", justify="right")
         for metric in metrics:

@@ -17,13 +17,16 @@ from scipy.stats import kstest, spearmanr
 from autointerp import __version__, metrics
 from autointerp.certificate import Certificate, Gate, Line
 from autointerp.config import Settings
+from autointerp.errors import ConfigError
 from autointerp.metrics import Cell
 from autointerp.planted import NOISE, RUNGS, Feature, Label, Ladder, PlantedText, Planter, Predicate
 from autointerp.planted.collection import collect
 from autointerp.reference import Errors, ReferenceSimulator
+from autointerp.simulators import Simulator, open_simulator
 from autointerp.store import Store
 from autointerp.subject import Subject
 from autointerp.tally import Bar
+from autointerp.text import token_strings
 from autointerp.trials import METRICS, Bench, Outcome, Scorer
 
 DENSITIES = (1e-2, 1e-3, 1e-4)  # that the gates are judged at
@@ -36,7 +39,12 @@ BARS = {
 }  # fmt: skip
 NOISE_SD = 0.08  # of the real-valued variant, beside hits of about 1
 NULLS = 999
+BACKGROUND = 512  # passages of explain that a simulator is calibrated on
+CALIBRATION_LABELS = 16  # labels that a real simulator's threshold is fitted on
 TOKENS = 2_500_000  # of the corpus that are read, at most: at density 1e-4 less leaves too few passages
+
+
+SMALL = {"noise": 20, "rare": 8}  # of the other sizes, where a real simulator reads every passage
 
 
 class Size(NamedTuple):
@@ -79,7 +87,9 @@ def plant(settings: Settings, store: Store, size: Size, bar: Bar, text: PlantedT
     identity, activations = collect(store, text, features, settings.collect, seed)
     bench = Bench(store, identity, text, features, activations, settings.score.score_passages, seed)
     ladder = Ladder(planter, features)
-    tested = [f.density in DENSITIES and f.family != NOISE and bool(bench.kinds.eligible[i]) for i, f in enumerate(features)]
+    tested = [
+        f.density in DENSITIES and f.family != NOISE and bool(bench.kinds.eligible[i]) for i, f in enumerate(features)
+    ]
     found = Planted(bench, [ladder.labels(i) if tested[i] else {} for i in range(len(features))])
     for labels in found.labels:
         for rung, label in labels.items():
@@ -160,7 +170,9 @@ def certify(
         figures |= {f"coverage.{name}": value for name, value in covered.items()}
         gates.append(Gate.of("coverage", scorer.name, "r_pop", covered["all"], BARS["coverage"]))
     rare = [bench.kinds.kind(i) == "too_rare" for i, f in enumerate(found.features) if f.density == TOO_RARE]
-    gates.append(Gate.of("insufficient", scorer.name, "population", float(np.mean(rare)) if rare else None, BARS["insufficient"]))
+    gates.append(
+        Gate.of("insufficient", scorer.name, "population", float(np.mean(rare)) if rare else None, BARS["insufficient"])
+    )
     return Certificate(
         scorer.name, model, prompt_hash, datetime.date.today().isoformat(), __version__, bench.seed, bench.size,
         {"tested": len(tested)} | bench.kinds.counts, table, gates, figures,
@@ -238,7 +250,7 @@ def null_p(found: Planted, scorer: Scorer, bar: Bar) -> NDArray[np.float64]:
 def coverage(
     found: Planted, scorer: Scorer, cells: dict[tuple[int, str], list[Cell]], draws: int, bar: Bar
 ) -> dict[str, float]:
-    """The share of nominal 95 % intervals of r_pop that hold the correlation over the whole split: all, by rung, by density."""
+    """The share of nominal 95 % intervals of r_pop that hold the whole split's correlation: all, by rung, density."""
     bench = found.bench
     pools = {
         kind: metrics.pooled_background([cell for set_ in cells.values() for cell in set_ if cell.kind == kind])
@@ -261,3 +273,68 @@ def coverage(
     return {name: float(np.mean(inside)) for name, inside in held.items()} | {
         "n": float(len(widths)), "width": float(np.mean(widths)),
     }  # fmt: skip
+
+
+# -- the command -------------------------------------------------------------------------------------------------------
+
+
+class Configured:
+    """The configured simulator as a scorer: it reads passages as they come, and claims what it predicts to fire."""
+
+    def __init__(self, simulator: Simulator, name: str, text: PlantedText, bar: Bar) -> None:
+        self.simulator, self.name, self.text, self.bar, self.threshold = simulator, name, text, bar, 0.0
+        self._pieces: dict[int, bytes] = {}
+        self._known: set[int] = set()
+        explain = np.flatnonzero(text.split == 0)
+        background = text.ids[explain[:: max(len(explain) // BACKGROUND, 1)][:BACKGROUND]]
+        self._read(background)
+        simulator.calibrate(background)
+
+    def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Predicted activations [label, passage, token]."""
+        self._read(passages)
+        return self.simulator.predict(labels, passages)
+
+    def claims(self, label: str, passages: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[passage] whether it predicts the label to fire there: a free simulator is its own proxy."""
+        return np.asarray(self.predict([label], passages)[0].max(axis=1) > self.threshold)
+
+    def _read(self, passages: NDArray[np.int64]) -> None:
+        new = np.unique(passages[~np.isin(passages, np.fromiter(self._known, dtype=np.int64, count=len(self._known)))])
+        rows = self.text.rows(new)
+        tokens = [self.text.tokens[row, : self.text.length[row]].tolist() for row in rows.tolist()]
+        for token in {token for line in tokens for token in line} - self._pieces.keys():
+            self._pieces[token] = self.text.piece(token)
+        strings = {int(i): token_strings(line, self._pieces) for i, line in zip(new, tokens, strict=True)}
+        if strings:
+            self.simulator.read(strings, self.bar)
+            self._known.update(strings)
+
+
+def open_configured(settings: Settings) -> Simulator:
+    """The configured simulator. Raises ConfigError where it is not there, or reads no label."""
+    if settings.simulator.kind == "lookup":
+        raise ConfigError("simulator.kind = lookup reads no label, so there is nothing to certify; choose another")
+    return open_simulator(settings)
+
+
+def run(settings: Settings, bar: Bar, configured: bool = False, per_density: int | None = None) -> list[Certificate]:
+    """Certificates of the reference simulator, of its noisy variant, and of the configured simulator if asked for."""
+    simulator = open_configured(settings) if configured else None
+    size = Size(20, **SMALL) if configured else Size()
+    size = size if per_density is None else size._replace(per_density=per_density)
+    with Store.memory() as store:
+        found = plant(settings, store, size, bar)
+        scorers: list[Scorer] = [*reference_scorers(found, settings.run.seed)]
+        certificates = [certify(found, scorer, size, bar) for scorer in scorers]
+        if simulator is not None:
+            scorer = Configured(simulator, settings.simulator.kind, found.bench.text, bar)
+            scorer.threshold = fitted_threshold(found, scorer, CALIBRATION_LABELS)
+            certificates.append(certify(found, scorer, size, bar, model=settings.simulator.encoder, census=False))
+    return certificates
+
+
+def as_json(certificates: Sequence[Certificate]) -> dict[str, Any]:
+    """All gates in one list, and every certificate whole."""
+    found = [certificate.as_json() for certificate in certificates]
+    return {"gates": [gate for certificate in found for gate in certificate["gates"]], "certificates": found}

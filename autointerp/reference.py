@@ -51,7 +51,9 @@ class ReferenceSimulator:
         self._recent: dict[str, _Meaning] = {}
         random = np.random.default_rng([seed, _NOISE])
         # One table of noise, read from another place for each label: a fresh one for each would take most of the time.
-        self._noise = np.abs(random.normal(0, errors.noise, text.tokens.size)).astype(np.float32) if errors.noise else None
+        self._noise = (
+            np.abs(random.normal(0, errors.noise, text.tokens.size)).astype(np.float32) if errors.noise else None
+        )
 
     def read(self, passages: Mapping[int, Sequence[str]], bar: Bar) -> None:
         """Nothing to read: the text is known."""

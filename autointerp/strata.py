@@ -40,7 +40,7 @@ class Silent(NamedTuple):
 
 
 class Negatives(NamedTuple):
-    """Silent passages drawn for a label, by kind: rows of the panel, and how many of the panel there are to draw from."""
+    """Silent passages drawn for a label, by kind: rows of the panel, and how many there were to draw from."""
 
     rows: Mapping[str, I64]
     panel: Mapping[str, int]
@@ -101,7 +101,7 @@ def shares(wanted: int, available: Sequence[int]) -> list[int]:
 
 
 def cofiring(panel: PanelIndex, features: Sequence[int], k: int) -> dict[int, list[int]]:
-    """The k features that fire on the same tokens most, by cosine of where they fire in a panel; for each of `features`.
+    """The k features that fire on the same tokens most, for each of `features`: by cosine of where they fire.
 
     Features that share no token are no neighbours, so there may be fewer.
     """

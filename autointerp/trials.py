@@ -119,7 +119,9 @@ class Bench:
         actual[found.row, found.position] = found.value
         lengths = np.diff(sample.firing.offsets)[:half]
         n = int(lengths.sum())
-        actual[n_panel + np.repeat(np.arange(len(firing)), lengths), sample.firing.positions[:n]] = sample.firing.values[:n]
+        actual[n_panel + np.repeat(np.arange(len(firing)), lengths), sample.firing.positions[:n]] = (
+            sample.firing.values[:n]
+        )
         actual[n_panel + len(firing) :] = self._true(feature, at[n_panel + len(firing) :])
         return Sheet(
             passages, text.document[at], actual, np.arange(text.width) < text.length[at][:, None],
@@ -144,7 +146,10 @@ class Bench:
             near[self.panel.firing(other).row] = True
         key = mix(self.panel.passages.astype(np.uint64) ^ salted(self.seed * 0x10001 + feature, 3))
         return strata.Silent(
-            self.panel.silent(feature), np.isin(self.tokens, own).any(axis=1), near, np.argsort(key, kind="stable")
+            self.panel.silent(feature),
+            np.asarray(np.isin(self.tokens, own).any(axis=1)),
+            near,
+            np.argsort(key, kind="stable"),
         )
 
     # -- scoring ---------------------------------------------------------------------------------------------------
@@ -152,20 +157,14 @@ class Bench:
     def compare(self, sheet: Sheet, labels: Mapping[str, Label], scorer: Scorer) -> dict[str, dict[str, Outcome]]:
         """By metric and rung: the true label's score and the rung's."""
         n_panel = len(self.panel.passages)
-        predicted = {
-            rung: scorer.predict([label.text], sheet.passages)[0] for rung, label in labels.items()
-        }
+        predicted = {rung: scorer.predict([label.text], sheet.passages)[0] for rung, label in labels.items()}
         claims = {rung: scorer.claims(label.text, sheet.passages[:n_panel]) for rung, label in labels.items()}
-        alone = {
-            rung: self._alone(sheet, predicted[rung], claims[rung], scorer.threshold) for rung in labels
-        }
+        alone = {rung: self._alone(sheet, predicted[rung], claims[rung], scorer.threshold) for rung in labels}
         found: dict[str, dict[str, Outcome]] = {metric: {} for metric in METRICS}
         for rung in labels:
             if rung == "true":
                 continue
-            drawn = strata.draw_together(
-                sheet.silent, [claims["true"], claims[rung]], self.size // 4, self.size // 4
-            )
+            drawn = strata.draw_together(sheet.silent, [claims["true"], claims[rung]], self.size // 4, self.size // 4)
             scores = [self._paired(sheet, predicted[name], drawn, scorer.threshold) for name in ("true", rung)]
             for metric in PAIRED:
                 found[metric][rung] = Outcome(scores[0][metric], scores[1][metric])
@@ -173,9 +172,7 @@ class Bench:
                 found[metric][rung] = Outcome(alone["true"][metric], alone[rung][metric])
         return found
 
-    def _paired(
-        self, sheet: Sheet, predicted: F32, drawn: strata.Together, threshold: float
-    ) -> dict[str, float]:
+    def _paired(self, sheet: Sheet, predicted: F32, drawn: strata.Together, threshold: float) -> dict[str, float]:
         """Scores on passages that two labels share.
 
         f1 is of the passages that fire (A) or that a label claims (the label-guided part of B), weighted to the corpus.
@@ -195,9 +192,7 @@ class Bench:
             "f1_design": _f1(sheet, predicted, rows, threshold),
         }
 
-    def _alone(
-        self, sheet: Sheet, predicted: F32, claimed: NDArray[np.bool_], threshold: float
-    ) -> dict[str, float]:
+    def _alone(self, sheet: Sheet, predicted: F32, claimed: NDArray[np.bool_], threshold: float) -> dict[str, float]:
         half = self.size // 2
         cells = self.cells(sheet, predicted, claimed, threshold)
         weights = np.concatenate([np.full(len(cell.document), cell.population / len(cell.document)) for cell in cells])
@@ -218,7 +213,7 @@ class Bench:
         return np.concatenate([found.rows[kind] for kind in strata.KINDS])
 
     def cells(self, sheet: Sheet, predicted: F32, claimed: NDArray[np.bool_], threshold: float) -> list[Cell]:
-        """A label's own scoring set, as r_pop takes it: A and what its proxy claims are resampled, the rest modelled."""
+        """A label's own scoring set, as r_pop takes it: A and what its proxy claims resampled, the rest modelled."""
         drawn = strata.draw(sheet.silent, claimed, self.size // 4, self.size // 4)
         n_silent = max(int(sheet.silent.silent.sum()), 1)
         document = sheet.document.view(np.int64)
@@ -273,11 +268,10 @@ class Bench:
 
 def _correlation(sheet: Sheet, predicted: F32, rows: I64) -> float:
     usable = sheet.usable[rows]
-    return metrics.correlation(sheet.actual[rows][usable], predicted[rows][usable]) or 0.0
+    actual, said = sheet.actual[rows][usable], predicted[rows][usable]
+    return metrics.correlation(actual.astype(np.float64), said.astype(np.float64)) or 0.0
 
 
-def _f1(
-    sheet: Sheet, predicted: F32, rows: I64, threshold: float, weight: NDArray[np.float64] | None = None
-) -> float:
+def _f1(sheet: Sheet, predicted: F32, rows: I64, threshold: float, weight: NDArray[np.float64] | None = None) -> float:
     fires = sheet.actual[rows].max(axis=1) > 0
     return metrics.f1(metrics.confusion(fires, predicted[rows].max(axis=1) > threshold, weight)) or 0.0

@@ -9,7 +9,7 @@ the label is predicted to fire (a Beta share, with what other labels of the same
 others.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -154,11 +154,12 @@ def _resampled(cell: Cell, typical: F64, draws: int, random: np.random.Generator
     """Mean moments per passage, [draw, 6], by a cluster bootstrap over documents."""
     rows = cell.rows
     means = _cluster_bootstrap(rows, cell.document, draws, random)
-    if cell.panel is not None:
-        return means
-    share = min(len(rows) / cell.population, 1.0) if cell.population > 0 else 1.0
+    exact = cell.panel is None and cell.population > 0
+    share = min(len(rows) / cell.population, 1.0) if exact else 0.0
+    n = len(np.unique(cell.document))
+    few = n / (n - 1) if n > 1 else 1.0  # a bootstrap of n documents is too narrow by this
     centre = rows.mean(axis=0)
-    return np.asarray(centre + np.sqrt(1 - share) * (means - centre))
+    return np.asarray(centre + np.sqrt((1 - share) * few) * (means - centre))
 
 
 def _modelled(cell: Cell, typical: F64, draws: int, random: np.random.Generator) -> F64:
@@ -189,5 +190,7 @@ def _populations(cells: Sequence[Cell], panel_share: float, draws: int, random: 
     whole = sum(cell.population for cell in cells if cell.panel is not None)
     # A panel that holds the whole split leaves no uncertainty; the larger its share, the tighter the Dirichlet.
     tight = 1 / max(1 - panel_share, 1e-9)
-    drawn = iter(random.dirichlet(np.array(counted, dtype=np.float64) * tight + 1e-9, size=draws).T if counted else [])
+    drawn: Iterator[F64] = iter(
+        random.dirichlet(np.array(counted, dtype=np.float64) * tight + 1e-9, size=draws).T if counted else []
+    )
     return [np.full(draws, cell.population) if cell.panel is None else whole * next(drawn) for cell in cells]

@@ -110,7 +110,8 @@ def _passages(fires: Flags, claimed: Flags, weight: F64 | None) -> tuple[Flags, 
     weight = np.ones(len(fires)) if weight is None else np.asarray(weight, dtype=np.float64)
     if not fires.shape == claimed.shape == weight.shape or fires.ndim != 1:
         raise ValueError(
-            f"truth, verdicts and weights must be equally long lists, got {fires.shape}, {claimed.shape}, {weight.shape}"
+            "truth, verdicts and weights must be equally long lists, "
+            f"got {fires.shape}, {claimed.shape}, {weight.shape}"
         )
     if not (np.isfinite(weight).all() and (weight > 0).all()):
         raise ValueError("weights must be finite and above 0")

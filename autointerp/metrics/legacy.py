@@ -100,7 +100,8 @@ def saebench_accuracy(active: NDArray[np.bool_], chosen: Sequence[int]) -> float
     active = np.asarray(active, dtype=bool)
     if active.shape != (SAEBENCH_WINDOWS,) or active.sum() != SAEBENCH_ACTIVE:
         raise ValueError(
-            f"expected {SAEBENCH_WINDOWS} windows, {SAEBENCH_ACTIVE} of them active, got {active.shape} with {active.sum()}"
+            f"expected {SAEBENCH_WINDOWS} windows, {SAEBENCH_ACTIVE} of them active, "
+            f"got {active.shape} with {active.sum()}"
         )
     wrong = [number for number in chosen if not 1 <= number <= SAEBENCH_WINDOWS]
     if wrong:

@@ -21,9 +21,10 @@ def permutation_p(value: float, nulls: F64, random: np.random.Generator | None =
 
 
 def benjamini_hochberg(p: F64) -> F64:
-    """q-values, [test]: the smallest false discovery rate at which each test is a discovery (Benjamini & Hochberg 1995).
+    """q-values, [test]: the smallest false discovery rate at which each test is a discovery.
 
-    q_(i) = min over j >= i of m p_(j) / j, of p sorted ascending. Valid for independent or positively dependent tests.
+    Benjamini & Hochberg 1995: q_(i) = min over j >= i of m p_(j) / j, of p sorted ascending. Valid for tests that are
+    independent or depend positively.
     """
     p = _finite(p)
     if ((p < 0) | (p > 1)).any():

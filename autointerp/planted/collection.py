@@ -51,7 +51,8 @@ def collect(
     head: kept.Header = {
         "collection_id": identity, "subject": "planted", "hookpoint": "planted", "dictionary": "planted",
         "architecture": "predicate", "width": len(features), "corpus": "planted", "settings": json.dumps(settings),
-        "context_tokens": cfg.context_tokens, "passage_tokens": cfg.passage_tokens, "whole_id": identity, "shards": None,
+        "context_tokens": cfg.context_tokens, "passage_tokens": cfg.passage_tokens, "whole_id": identity,
+        "shards": None,
     }  # fmt: skip
     keys, first_rows = np.unique(text.document, return_index=True)
     n_tokens = np.bincount(np.searchsorted(keys, text.document), weights=text.length)

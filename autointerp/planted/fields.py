@@ -3,7 +3,7 @@
 FIELDS = {
     "months": "january february march april june july august september october november december",
     "colours": "white black red green blue yellow brown gray golden silver scarlet purple",
-    "numbers written as words": "two three four five six seven eight nine ten twenty thirty forty fifty hundred thousand",
+    "numbers written as words": "two three four five six seven eight nine ten twenty thirty forty fifty hundred",
     "countries of Europe": "france spain britain germany italy russia austria portugal greece belgium sweden turkey",
     "countries of Asia": "china japan india korea vietnam iran iraq philippines afghanistan",
     "countries of Latin America": "mexico cuba brazil chile peru panama colombia nicaragua venezuela argentina",

@@ -78,9 +78,7 @@ class Ladder:
         said = f"{feature.description}, in the first half of the text"
         return said, Predicate((replace(clause, first_half=True),))
 
-    def _broad(
-        self, feature: Feature, more: float, random: np.random.Generator
-    ) -> tuple[str, Predicate] | None:
+    def _broad(self, feature: Feature, more: float, random: np.random.Generator) -> tuple[str, Predicate] | None:
         """The truth, and other words that cover `more` of the tokens: of its field first."""
         clauses = feature.predicate.clauses
         banned = feature.predicate.words
@@ -109,7 +107,8 @@ class Ladder:
         mine = self.features[number]
         others = [
             f for i, f in enumerate(self.features)
-            if i != number and f.density == mine.density and f.description and not f.predicate.words & mine.predicate.words
+            if i != number and f.density == mine.density and f.description
+            and not f.predicate.words & mine.predicate.words
         ]  # fmt: skip
         if not others:
             return None

@@ -1,4 +1,4 @@
-"""Predicates: truths that can be executed. A feature fires, or a label says that it fires, where its predicate holds."""
+"""Predicates: truths that can be executed. A feature fires, or a label says so, where its predicate holds."""
 
 from dataclasses import dataclass
 
@@ -73,7 +73,7 @@ class Predicate:
 
 
 def distinct(values: I64) -> I64:
-    """The different values, ascending. (On sorted runs of integers numpy's hashing `unique` takes a hundred times that.)"""
+    """The different values, ascending. (On runs of integers numpy's hashing `unique` takes a hundred times that.)"""
     values = np.sort(values)
     return values[first_of_each(values)] if len(values) else values
 

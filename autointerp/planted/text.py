@@ -122,7 +122,7 @@ class PlantedText:
         return order[starts[word] : starts[word + 1]]
 
     def cells(self, occurrences: I64) -> tuple[I64, I64]:
-        """The cells that occurrences (ascending) cover, and which of them each belongs to (the first where two meet)."""
+        """The cells that occurrences (ascending) cover, and which of them each belongs to, the first where two meet."""
         lengths = self.last[occurrences] - self.first[occurrences]
         owner = np.repeat(np.arange(len(occurrences)), lengths)
         starts = np.cumsum(lengths) - lengths
