@@ -23,27 +23,25 @@ from autointerp.metrics import (
 )
 
 # Imported at the top of neuron_explainer, and used by its API client, prompts and file reading alone.
-STUBS = ("blobfile", "boostedblob", "tiktoken", "sklearn", "sklearn.linear_model")
+STUBS: dict[str, dict] = {
+    "blobfile": {}, "boostedblob": {"ensure_session": lambda function: function}, "tiktoken": {},
+    "sklearn": {"linear_model": ModuleType("linear_model")},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def theirs() -> ModuleType:
     """neuron_explainer of the package automated-interpretability, installed without its dependencies."""
     pytest.importorskip("neuron_explainer", reason="pip install --no-deps automated-interpretability")
-    missing = [name for name in STUBS if name not in sys.modules and importlib.util.find_spec(name.split(".")[0]) is None]
+    missing = [name for name in STUBS if importlib.util.find_spec(name) is None]
     for name in missing:
         sys.modules[name] = ModuleType(name)
-        if "." in name:
-            setattr(sys.modules[name.split(".")[0]], name.split(".")[1], sys.modules[name])
+        vars(sys.modules[name]).update(STUBS[name])
     try:
-        import neuron_explainer.activations.activation_records
-        import neuron_explainer.activations.activations
-        import neuron_explainer.explanations.explanations
-        import neuron_explainer.explanations.scoring
+        return importlib.import_module("neuron_explainer.explanations.scoring")
     finally:
         for name in missing:  # others ask whether these packages are there
             del sys.modules[name]
-    return sys.modules["neuron_explainer"]
 
 
 def sequences(seed: int) -> list[tuple[list[float], list[float]]]:

@@ -20,7 +20,9 @@ from autointerp.metrics.correlation import F64, Interval, Moments, correlation_o
 I64 = NDArray[np.int64]
 
 JEFFREYS = (0.5, 0.5)
-STRENGTH = (1.0, 200.0)  # bounds of a pooled prior's weight, in passages
+# Bounds of a pooled prior's weight, in passages. It never outweighs a label's own C by much: the spread over labels is
+# poorly known, and where 60 labels fired falsely in .2 to 4 % of passages, priors of up to 200 passages covered 85 %.
+STRENGTH = (1.0, 40.0)
 HIT_WEIGHT = 5.0  # how many of its own false positives outweigh the pool's average one
 
 
