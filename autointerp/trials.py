@@ -122,22 +122,23 @@ class Bench:
         actual[n_panel + np.repeat(np.arange(len(firing)), lengths), sample.firing.positions[:n]] = (
             sample.firing.values[:n]
         )
-        actual[n_panel + len(firing) :] = self._true(feature, at[n_panel + len(firing) :])
+        actual[n_panel + len(firing) :] = self.truth(feature, top)
         return Sheet(
             passages, text.document[at], actual, np.arange(text.width) < text.length[at][:, None],
             firing=n_panel + np.arange(len(firing)), top=n_panel + len(firing) + np.arange(len(top)),
             silent=self._silent(feature), n_firing=int(self.n_firing[feature]),
         )  # fmt: skip
 
-    def _true(self, feature: int, rows: I64) -> F32:
-        """Activations [passage, token] of passages by row, from the planted truth itself."""
+    def truth(self, feature: int, passages: I64) -> F32:
+        """Activations [passage, token] of passages by id, from what was planted instead of the store."""
         cells, values = self.activations[feature]
+        rows, again = np.unique(self.text.rows(passages), return_inverse=True)
         grid = np.zeros((len(rows), self.text.width), dtype=np.float32)
         place = np.full(len(self.text.length), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))
         inside = np.flatnonzero(place[cells // self.text.width] >= 0)
         grid[place[cells[inside] // self.text.width], cells[inside] % self.text.width] = values[inside]
-        return grid
+        return grid[again]
 
     def _silent(self, feature: int) -> strata.Silent:
         own = self.store.top_tokens(self.collection_id, feature)[:OWN_TOKENS]

@@ -132,4 +132,5 @@ def _thinned(truth: Predicate) -> Predicate:
 
 
 def _padded(truth: Predicate, text: PlantedText) -> Predicate:
-    return Predicate((*truth.clauses, Clause(strays=len(truth.extension(text)), salt=truth.key % 2**31)))
+    wanted = len(text.cells(truth.extension(text))[0]) * len(text.word) / text.mass.sum()  # that cover as many tokens
+    return Predicate((*truth.clauses, Clause(strays=round(wanted), salt=truth.key % 2**31)))
