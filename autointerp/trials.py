@@ -82,6 +82,7 @@ class Bench:
         self.n_firing = store.features(collection_id)["n_passages"][SCORE]
         self.kinds = population(store, collection_id, FeaturesSection())  # type: ignore[call-arg]
         self.tokens, self.usable = Texts(store, collection_id).grid(self.panel.passages, text.width)
+        self._known_f1: dict[tuple[int, Predicate], float] = {}
         self.score_rows = np.flatnonzero(text.split == SCORE)
 
     @property
@@ -246,6 +247,11 @@ class Bench:
 
     def known_f1(self, feature: int, label: Predicate) -> float:
         """F1 of where a label holds against where the feature fires, by token, over the whole text."""
+        if (feature, label) not in self._known_f1:
+            self._known_f1[feature, label] = self._f1_of(feature, label)
+        return self._known_f1[feature, label]
+
+    def _f1_of(self, feature: int, label: Predicate) -> float:
         fires = self.activations[feature].cell
         said = self.text.cells(label.extension(self.text))[0]
         met = np.searchsorted(fires, said)

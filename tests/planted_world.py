@@ -9,7 +9,7 @@ from autointerp.store import Store
 from autointerp.subject import Subject
 from autointerp.tally import Bar
 
-SIZE = Size(per_density=20, noise=40, rare=4, draws=300)
+SIZE = Size(per_density=20, noise=30, rare=4, draws=200)
 
 
 @functools.cache
