@@ -58,7 +58,9 @@ class Certificate:
     counts: dict[str, int]  # features by kind
     table: list[Line]
     gates: list[Gate]
-    figures: dict[str, float] = field(default_factory=dict)  # what the gates were computed from, and what was spent
+    figures: dict[str, float | None] = field(
+        default_factory=dict
+    )  # what the gates were computed from, and what was spent
 
     @property
     def holds(self) -> dict[str, bool]:

@@ -158,7 +158,7 @@ def certify(
                 cells[i, rung] = bench.own_cells(sheet, labels[rung], scorer)
         bar.advance()
     table = [_line(*key, found_, known[key[0], key[1]]) for key, found_ in outcomes.items()]
-    figures = {f"spearman_f1.{metric}": float(spearmanr(*zip(*pairs[metric], strict=True))[0]) for metric in METRICS}
+    figures = {f"spearman_f1.{metric}": _spearman(pairs[metric]) for metric in METRICS}
     gates = _aurocs(scorer.name, table)
     gates += _missing_extra(scorer.name, passed)
     p = null_p(found, scorer, bar)
@@ -187,8 +187,14 @@ def _line(density: float, rung: str, metric: str, found: list[Outcome], known: l
     )  # fmt: skip
 
 
+def _spearman(pairs: list[tuple[float, float]]) -> float | None:
+    """Rank correlation of scores with the known F1 of labels; None where all scores are equal."""
+    scores, known = (np.array(column) for column in zip(*pairs, strict=True))
+    return float(spearmanr(scores, known)[0]) if np.ptp(scores) and np.ptp(known) else None
+
+
 def _aurocs(scorer: str, table: Sequence[Line]) -> list[Gate]:
-    """Of every metric, the old ones too, so that the difference is seen; a gate holds where r_rank or f1 holds it."""
+    """At the worst density, for r_rank and for hard-negative F1; the old ways of scoring are in the table."""
     gates = []
     for rung in ("shuffled", "half", "broad2"):
         for metric in GATED:

@@ -117,8 +117,7 @@ def at_random(label: str, passages: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def few() -> object:
     store = Store.memory()
-    found = plant(config.load(None), store, Size(per_density=6, noise=10, rare=2), QUIET, text())
-    return found
+    return plant(config.load(None), store, Size(per_density=6, noise=10, rare=2), QUIET, text())
 
 
 @pytest.mark.parametrize(

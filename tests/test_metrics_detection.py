@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import kstest
 
+from autointerp.baselines import bag_of_words
 from autointerp.metrics import (
     Confusion,
     absolute_deviation_centred,
@@ -206,7 +207,7 @@ def test_q_values_by_hand() -> None:
     assert benjamini_hochberg(np.array([0.03, 0.5, 0.01, 0.02])).tolist() == pytest.approx([0.04, 0.5, 0.04, 0.04])
     assert benjamini_hochberg(np.array([])).tolist() == []
     assert benjamini_hochberg(np.array([1.0, 1.0])).tolist() == [1, 1]
-    with pytest.raises(ValueError, match="0..1"):
+    with pytest.raises(ValueError, match=r"0\.\.1"):
         benjamini_hochberg(np.array([1.2]))
 
 
@@ -266,3 +267,35 @@ def test_auroc_is_the_share_of_pairs(seed: int) -> None:
     pairs = [(a > b) + (a == b) / 2 for a in right for b in wrong]
     assert auroc(right, wrong) == pytest.approx(np.mean(pairs))
     assert auroc(right, wrong) + auroc(wrong, right) == pytest.approx(1)
+
+
+# -- bag of words --------------------------------------------------------------------------------------------
+
+
+def test_a_bag_of_words_finds_a_feature_that_is_a_word_and_not_one_that_is_an_order() -> None:
+    random = np.random.default_rng(0)
+    tokens = random.integers(0, 50, (1200, 20))
+    tokens[random.random((1200, 20)) < 0.1] = -1
+    word = (tokens == 7).any(axis=1)
+    after = ((tokens[:, 1:] == 3) & (tokens[:, :-1] < 25) & (tokens[:, :-1] >= 0)).any(axis=1)
+    train, test = slice(0, 800), slice(800, None)
+    found = bag_of_words(tokens[train], word[train], tokens[test])
+    assert auroc(found[word[test]], found[~word[test]]) > 0.99
+    ordered = bag_of_words(tokens[train], after[train], tokens[test])
+    assert 0.6 < auroc(ordered[after[test]], ordered[~after[test]]) < 0.95
+
+
+@pytest.mark.parametrize("damp", [0.5, 10.0])
+def test_a_bag_of_words_is_the_ridge_solution(damp: float) -> None:
+    random = np.random.default_rng(1)
+    tokens, asked = random.integers(0, 6, (40, 8)), random.integers(0, 8, (5, 8))  # 6 and 7 were never seen
+    fires = random.random(40) < 0.5
+    counts, new = (np.stack([(t == i).sum(axis=1) for i in range(6)], axis=1) for t in (tokens, asked))
+    weights = np.linalg.solve(counts.T @ counts + damp * np.eye(6), counts.T @ (fires - fires.mean()))
+    assert bag_of_words(tokens, fires, asked, damp) == pytest.approx(fires.mean() + new @ weights, abs=1e-6)
+
+
+def test_a_bag_of_words_of_one_kind_alone_has_learnt_nothing() -> None:
+    tokens = np.zeros((4, 3), dtype=np.int64)
+    for fires in (np.zeros(4, dtype=bool), np.ones(4, dtype=bool), np.empty(0, dtype=bool)):
+        assert bag_of_words(tokens[: len(fires)], fires, tokens) is None

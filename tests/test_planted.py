@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from autointerp.planted import DENSE, NOISE, TIES, Clause, Feature, Planter, PlantedText, Predicate
+from autointerp.planted import DENSE, NOISE, TIES, Clause, Feature, PlantedText, Planter, Predicate
 from autointerp.reference import Errors, ReferenceSimulator
 from autointerp.text import token_strings, words
 
@@ -144,7 +144,7 @@ def test_planting_again_plants_the_same_and_another_seed_plants_others(world: Pl
 def test_the_rungs_have_the_quality_that_they_are_named_for() -> None:
     found, _ = planted()
     bounds = {
-        "true": (1, 1), **{rung: (1, 1) for rung in TIES}, "half": (0.5, 0.8), "broad2": (0.58, 0.75),
+        "true": (1, 1), **dict.fromkeys(TIES, (1, 1)), "half": (0.5, 0.8), "broad2": (0.58, 0.75),
         "broad10": (0.12, 0.26), "sibling": (0, 0.01), "shuffled": (0, 0.01), "constant": (0, 0.03),
         "missing": (0.55, 0.75), "extra": (0.58, 0.75), "token_only": (0.02, 0.98),
     }  # fmt: skip
