@@ -242,6 +242,7 @@ def certify(
         autointerp certify --simulator --features 20
         autointerp certify --puzzles puzzles.json --json
     """
+    from autointerp import candidates
     from autointerp import certify as certification
     from autointerp import puzzles as known_answers
     from autointerp.tally import Bar
@@ -250,7 +251,7 @@ def certify(
     if puzzles is not None:
         asked = known_answers.read(puzzles)
         with Bar() as bar:
-            scorer = certification.open_configured(settings)
+            scorer = candidates.open_configured(settings)
             solved = known_answers.solve(asked, scorer, settings.collect.passage_tokens, bar)
         if json_:
             print(json.dumps(known_answers.as_json(solved, settings.simulator.kind), indent=2, ensure_ascii=False))

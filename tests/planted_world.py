@@ -3,7 +3,7 @@
 import functools
 
 from autointerp import config
-from autointerp.certify import TOKENS, Planted, Size, plant
+from autointerp.candidates import TOKENS, Planted, Size, plant
 from autointerp.planted import PlantedText
 from autointerp.store import Store
 from autointerp.subject import Subject

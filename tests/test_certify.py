@@ -11,8 +11,9 @@ import pytest
 from rich.console import Console
 
 from autointerp import cli, config, puzzles
+from autointerp.candidates import Size, plant, reference_scorers
 from autointerp.certificate import Certificate
-from autointerp.certify import Size, as_json, certify, plant, reference_scorers
+from autointerp.certify import as_json, certify
 from autointerp.errors import ConfigError
 from autointerp.planted import RUNGS
 from autointerp.store import Store
@@ -147,8 +148,17 @@ def puzzle_file(folder: Path) -> Path:
     """Three puzzles whose explanation is the words on which the feature fires."""
     found = {}
     for name, fires in WORDS.items():
-        sentences = [["the", [fires[0], 9], "was", "long"], ["a", [fires[1], 7], "and", "the", "year"], ["nothing", "here"]]
-        found[name] = {"name": name, "explanation": " ".join(fires), "sentences": sentences, "false_explanations": ["the year", "was long"]}
+        sentences = [
+            ["the", [fires[0], 9], "was", "long"],
+            ["a", [fires[1], 7], "and", "the", "year"],
+            ["nothing", "here"],
+        ]
+        found[name] = {
+            "name": name,
+            "explanation": " ".join(fires),
+            "sentences": sentences,
+            "false_explanations": ["the year", "was long"],
+        }
     path = folder / "puzzles.json"
     path.write_text(json.dumps(found))
     return path

@@ -55,7 +55,9 @@ def sequences(seed: int) -> list[tuple[list[float], list[float]]]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_correlation_r2_and_absolute_deviation_equal_the_packages_on_the_same_simulations(theirs: ModuleType, seed: int) -> None:
+def test_correlation_r2_and_absolute_deviation_equal_the_packages_on_the_same_simulations(
+    theirs: ModuleType, seed: int
+) -> None:
     """Their whole path: a simulator that replays, `simulate_and_score`, the aggregate."""
     from neuron_explainer.activations.activations import ActivationRecord
     from neuron_explainer.explanations.explanations import ActivationScale, SequenceSimulation
@@ -71,7 +73,9 @@ def test_correlation_r2_and_absolute_deviation_equal_the_packages_on_the_same_si
                 distribution_values=[[v] for v in said], distribution_probabilities=[[1.0] for _ in said],
             )  # fmt: skip
 
-    records = [ActivationRecord(tokens=[str(i)] * len(actual), activations=actual) for i, (actual, _) in enumerate(found)]
+    records = [
+        ActivationRecord(tokens=[str(i)] * len(actual), activations=actual) for i, (actual, _) in enumerate(found)
+    ]
     expected = asyncio.run(simulate_and_score(Replay(), records))
     actual, predicted = (np.concatenate(column) for column in zip(*found))
     ours = openai_score(actual, predicted)
@@ -104,7 +108,10 @@ def test_bins_equal_the_packages(theirs: ModuleType, a_max: float) -> None:
 def test_splits_equal_the_packages(theirs: ModuleType, per_split: int) -> None:
     from neuron_explainer.activations.activations import get_slices_for_splits
 
-    for kind, names in (("top", ["train", "calibration", "valid", "test"]), ("random", ["calibration", "valid", "test"])):
+    for kind, names in (
+        ("top", ["train", "calibration", "valid", "test"]),
+        ("random", ["calibration", "valid", "test"]),
+    ):
         assert openai_slices(kind, per_split) == get_slices_for_splits(names, per_split)
 
 
@@ -113,7 +120,8 @@ def test_splits_equal_the_packages(theirs: ModuleType, per_split: int) -> None:
 
 def test_openais_bins_by_hand() -> None:
     #   a / 5 * 10:                0    .98  1.0  4.98  9.98  10   over  negative
-    assert openai_bins(np.array([0.0, 0.49, 0.5, 2.49, 4.99, 5.0, 9.0, -1.0]), 5.0).tolist() == [0, 0, 1, 4, 9, 10, 10, 0]
+    activations = np.array([0.0, 0.49, 0.5, 2.49, 4.99, 5.0, 9.0, -1.0])
+    assert openai_bins(activations, 5.0).tolist() == [0, 0, 1, 4, 9, 10, 10, 0]
 
 
 def test_openais_slices_by_hand() -> None:
@@ -144,7 +152,9 @@ def test_calibration_is_the_least_squares_line() -> None:
 def test_top_and_random_is_the_correlation_over_all_tokens_of_as_many_of_both() -> None:
     random = np.random.default_rng(1)
     top, rest = random.gamma(2, 2, (2, 5, 8)), random.gamma(0.2, 1, (2, 5, 8))
-    joined = np.corrcoef(np.concatenate([top[0].ravel(), rest[0].ravel()]), np.concatenate([top[1].ravel(), rest[1].ravel()]))
+    joined = np.corrcoef(
+        np.concatenate([top[0].ravel(), rest[0].ravel()]), np.concatenate([top[1].ravel(), rest[1].ravel()])
+    )
     assert top_and_random((top[0], top[1]), (rest[0], rest[1])) == pytest.approx(joined[0, 1])
     with pytest.raises(ValueError, match="equally many"):
         top_and_random((top[0], top[1]), (rest[0][:3], rest[1][:3]))
@@ -165,7 +175,9 @@ def test_top_and_random_is_the_correlation_over_all_tokens_of_as_many_of_both() 
 )
 def test_delphis_accuracy_by_hand(activating: list, predicted: list, expected: float | None) -> None:
     said = [None if verdict is None else bool(verdict) for verdict in predicted]
-    assert delphi_accuracy(np.array(activating, dtype=bool), said) == (None if expected is None else pytest.approx(expected))
+    assert delphi_accuracy(np.array(activating, dtype=bool), said) == (
+        None if expected is None else pytest.approx(expected)
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))

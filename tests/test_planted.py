@@ -180,7 +180,9 @@ def test_the_store_holds_what_was_planted(world: PlantedText, features: list[Fea
         sample = store.excerpts(found.bench.collection_id, i, "score", "sample")
         truth = found.bench.truth(i, sample.passage)
         kept = np.zeros_like(truth)
-        kept[np.repeat(np.arange(len(sample.passage)), np.diff(sample.firing.offsets)), sample.firing.positions] = sample.firing.values
+        kept[np.repeat(np.arange(len(sample.passage)), np.diff(sample.firing.offsets)), sample.firing.positions] = (
+            sample.firing.values
+        )
         assert (kept == truth).all()
 
 
