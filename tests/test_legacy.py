@@ -22,26 +22,39 @@ from autointerp.metrics import (
     top_and_random,
 )
 
-# Imported at the top of neuron_explainer, and used by its API client, prompts and file reading alone.
-STUBS: dict[str, dict] = {
-    "blobfile": {}, "boostedblob": {"ensure_session": lambda function: function}, "tiktoken": {},
+# Imported at the top of neuron_explainer and of delphi's result_analysis; used by what is not asked for here alone:
+# API clients, prompts, files, plots.
+OPENAI_STUBS: dict[str, dict] = {
+    "blobfile": {}, "boostedblob": {"ensure_session": lambda function: function}, "tiktoken": {}, "httpx": {},
     "sklearn": {"linear_model": ModuleType("linear_model")},
 }  # fmt: skip
+DELPHI_STUBS: dict[str, dict] = {
+    "plotly": {}, "plotly.express": {}, "plotly.graph_objects": {},
+    "sklearn": {}, "sklearn.metrics": {"roc_auc_score": None, "roc_curve": None},
+}  # fmt: skip
+
+
+def imported(name: str, stubs: dict[str, dict]) -> ModuleType:
+    """A peer's module; what it imports besides, and is not installed, is stubbed meanwhile."""
+    missing = [stub for stub in stubs if importlib.util.find_spec(stub.partition(".")[0]) is None]
+    for stub in missing:
+        sys.modules[stub] = ModuleType(stub)
+        vars(sys.modules[stub]).update(stubs[stub])
+        parent, _, child = stub.partition(".")
+        if child:
+            setattr(sys.modules[parent], child, sys.modules[stub])
+    try:
+        return importlib.import_module(name)
+    finally:
+        for stub in missing:  # others ask whether these packages are there
+            del sys.modules[stub]
 
 
 @pytest.fixture(scope="module")
 def theirs() -> ModuleType:
     """neuron_explainer of the package automated-interpretability, installed without its dependencies."""
     pytest.importorskip("neuron_explainer", reason="pip install --no-deps automated-interpretability")
-    missing = [name for name in STUBS if importlib.util.find_spec(name) is None]
-    for name in missing:
-        sys.modules[name] = ModuleType(name)
-        vars(sys.modules[name]).update(STUBS[name])
-    try:
-        return importlib.import_module("neuron_explainer.explanations.scoring")
-    finally:
-        for name in missing:  # others ask whether these packages are there
-            del sys.modules[name]
+    return imported("neuron_explainer.explanations.scoring", OPENAI_STUBS)
 
 
 def sequences(seed: int) -> list[tuple[list[float], list[float]]]:
@@ -184,10 +197,8 @@ def test_delphis_accuracy_by_hand(activating: list, predicted: list, expected: f
 def test_delphis_accuracy_equals_delphis(seed: int) -> None:
     """Their `compute_confusion` and `compute_classification_metrics`, on the columns that they read from disk."""
     pandas = pytest.importorskip("pandas")
-    for name in ("delphi", "plotly", "sklearn"):
-        if importlib.util.find_spec(name) is None:
-            pytest.skip(f"needs {name}")
-    analysis = importlib.import_module("delphi.log.result_analysis")
+    pytest.importorskip("delphi", reason="pip install --no-deps eai-delphi")
+    analysis = imported("delphi.log.result_analysis", DELPHI_STUBS)
     random = np.random.default_rng(seed)
     activating = random.random(30) < 0.5
     said = [None if random.random() < 0.1 else bool(random.random() < 0.6) for _ in range(30)]
