@@ -95,10 +95,10 @@ class Certificate:
         table = Table(
             title=f"density {density:g}: AUROC of the right label against ...", title_justify="left", box=None
         )
-        table.add_column(f"{n} features")
+        table.add_column(f"{n} features", no_wrap=True)
         table.add_column("F1", justify="right")
         for metric in metrics:
-            table.add_column(metric, justify="right")
+            table.add_column(metric.replace("_", " "), justify="right")  # wraps between words on narrow terminals
         for rung in RUNGS:
             lines = [found.get((rung, metric)) for metric in metrics]
             known = next((line for line in lines if line is not None), None)
