@@ -1,8 +1,4 @@
-"""Pure arithmetic: arrays in, numbers out.
-
-`None` is the answer where a number does not exist (a constant series has no correlation); the caller records why.
-Every function raises ValueError for lengths that differ or values that are not finite.
-"""
+"""Correlations of predicted with true activations, and moments that are summed before they are correlated."""
 
 from typing import NamedTuple
 
@@ -29,7 +25,7 @@ def moments(actual: F64, predicted: F64, group: NDArray[np.int64], n_groups: int
     actual, predicted  [token]
     group              [token], 0..n_groups - 1, e.g. the passage of each token
     """
-    actual, predicted = _checked(actual, predicted)
+    actual, predicted = checked(actual, predicted)
 
     def total(values: F64 | None) -> F64:
         return np.bincount(group, weights=values, minlength=n_groups).astype(np.float64)
@@ -55,7 +51,7 @@ def correlation(actual: F64, predicted: F64) -> float | None:
     Passages are joined before correlating: the mean of per-passage correlations is a different number (Bills et al.
     2023; `ev_correlation_score` of openai/automated-interpretability is this same number).
     """
-    actual, predicted = _checked(actual, predicted)
+    actual, predicted = checked(actual, predicted)
     if not len(actual):
         return None
     r = float(correlation_of(moments(actual, predicted, np.zeros(len(actual), dtype=np.int64), 1)))
@@ -117,24 +113,16 @@ def mean_interval(values: F64, draws: int, random: np.random.Generator) -> Inter
     return Interval(float(values.mean()), float(lo), float(hi))
 
 
-def balanced_threshold(firing: F64, silent: F64) -> float:
-    """The threshold t for which `peak > t` best tells firing from silent passages.
-
-    firing, silent  predicted peaks of passages where the feature fires, and where it does not
-    Maximises TPR + TNR (Youden's J); of equally good thresholds the highest. Raises ValueError without both kinds.
-    """
-    if not len(firing) or not len(silent):
-        raise ValueError("a threshold needs firing and silent passages")
-    if not (np.isfinite(firing).all() and np.isfinite(silent).all()):
-        raise ValueError("peaks must be finite")
-    values = np.unique(np.concatenate([firing, silent]))
-    tpr = 1 - np.searchsorted(np.sort(firing), values, side="right") / len(firing)
-    tnr = np.searchsorted(np.sort(silent), values, side="right") / len(silent)
-    quality = tpr + tnr
-    return float(values[len(values) - 1 - int(np.argmax(quality[::-1]))])
+def why_none(actual: F64, predicted: F64) -> str:
+    """The reason code of two series that have no correlation: empty, constant_actual or constant_prediction."""
+    actual, predicted = checked(actual, predicted)
+    if not len(actual):
+        return "empty"
+    return "constant_actual" if np.ptp(actual) == 0 else "constant_prediction"
 
 
-def _checked(actual: F64, predicted: F64) -> tuple[F64, F64]:
+def checked(actual: F64, predicted: F64) -> tuple[F64, F64]:
+    """Both as equally long lists of finite float64. Raises ValueError where they are not."""
     actual, predicted = np.asarray(actual, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     if actual.shape != predicted.shape or actual.ndim != 1:
         raise ValueError(f"actual and predicted must be equally long lists, got {actual.shape} and {predicted.shape}")
