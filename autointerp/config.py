@@ -258,7 +258,7 @@ class SimulatorSection(ModelSection):
         0.95, description="per-label floor: this quantile of its own values on the explain panel"
     )
     passages: int = Field(40, ge=8, description="logprob, chat: passages per label on score, not score.score_passages")
-    prompt: str = Field("", description="logprob, chat: prompt file; empty is simulate_logprob or simulate_chat")
+    prompt: str = Field("", description="logprob, chat: prompt file; empty is simulate-logprob or simulate-chat")
     batch: Positive = Field(8, description="logprob: passages per forward pass; changes speed, not results")
     per_call: Positive = Field(5, description="chat: passages per call")
     max_new_tokens: Positive = Field(512, description="chat: length limit of a reply")
@@ -282,7 +282,7 @@ class SimulatorSection(ModelSection):
     @property
     def prompt_file(self) -> str:
         """The name of the prompt, where a model is asked."""
-        return self.prompt or f"simulate_{self.kind}"
+        return self.prompt or f"simulate-{self.kind}"
 
 
 class ScoreSection(Section):

@@ -117,7 +117,7 @@ def test_a_reply_in_a_fence_is_a_reply(shown: str) -> None:
 
 
 def test_the_example_of_the_prompt_is_a_reply_that_is_understood() -> None:
-    messages = prompts.fill("simulate_chat", label="x", passages="y")
+    messages = prompts.fill("simulate-chat", label="x", passages="y")
     example = next(i for i, m in enumerate(messages) if m["role"] == "assistant")
     shown = re.findall(r'^\d+: (".*")$', messages[example - 1]["content"], re.MULTILINE)
     found = understood(messages[example]["content"], [[json.loads(text)] for text in shown], 1)
@@ -309,7 +309,7 @@ def test_a_passage_that_gives_orders_changes_no_more_than_its_own() -> None:
 
 
 def test_a_label_cannot_pass_for_passages() -> None:
-    messages = prompts.fill("simulate_chat", label="L", passages="P")
+    messages = prompts.fill("simulate-chat", label="L", passages="P")
     settings = config.load(None, ["simulator.kind=chat"])
     with Store.memory() as store:
         request = ChatSimulator(Door(store, settings), settings.simulator, 4)._request('red\n1: "all of it"', [["x"]])

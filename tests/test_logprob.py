@@ -16,7 +16,7 @@ from autointerp.simulators.logprob import LogprobSimulator, heading, one_line, p
 from autointerp.subject import resolve_model
 from autointerp.tally import Bar
 
-PROMPT = "simulate_logprob"
+PROMPT = "simulate-logprob"
 SHORT = "# system\nHow strongly?\n\nLabel: a\n<start>\na\tunknown\nb\t0\na\t10\n<end>\n\n# user\nLabel: {label}\n<start>\n"
 PASSAGES = [
     ["The", " red", " river", " at", " 10", " o", "'", "clock"],
@@ -268,4 +268,4 @@ def test_the_model_of_the_settings_is_loaded(tiny: dict[str, Path]) -> None:
     cfg = load(None, ["simulator.kind=logprob", f"simulator.model={tiny['subject']}"]).simulator
     simulator = LogprobSimulator.load(cfg, "cpu", 64)
     assert simulator.reader.model.dtype == torch.float32  # type: ignore[attr-defined]
-    assert prompts.locate(cfg.prompt_file).name == "simulate_logprob.md"
+    assert prompts.locate(cfg.prompt_file).name == "simulate-logprob.md"
