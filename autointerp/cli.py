@@ -3,6 +3,7 @@
 0 is success, 2 is something the user can put right (one line on stderr), 130 an interrupt; a bug keeps its traceback.
 """
 
+import inspect
 import json
 import logging
 import sys
@@ -620,3 +621,17 @@ def _root(
     ] = False,
 ) -> None:
     pass
+
+
+def _with_examples_apart(doc: str) -> str:
+    """Help in which paragraphs of examples are blocks: a line each, as they stand in the docstring."""
+    paragraphs = inspect.cleandoc(doc).split("\n\n")
+    return "\n\n".join(
+        f"```console\n{inspect.cleandoc(text)}\n```" if text.lstrip().startswith("autointerp ") else text
+        for text in paragraphs
+    )
+
+
+for _command in app.registered_commands:
+    assert _command.callback is not None
+    _command.help = _with_examples_apart(_command.callback.__doc__ or "")

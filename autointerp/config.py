@@ -83,7 +83,7 @@ class DictionarySection(Section):
     """The sparse dictionary whose features are labelled."""
 
     source: str = Field(
-        "smollm2-135m-l15-4k", description="folder, packaged name, release/id of SAELens, or hf:owner/name:path"
+        "smollm2-135m-l15-4k", description="folder, packaged name, release/id of SAELens, hf:owner/name:path, or units"
     )
     hookpoint: str | None = Field(None, description="defaults to subject.hookpoint")
     name: str | None = Field(None, description="prefix of feature ids; defaults to the folder's name")

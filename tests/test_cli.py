@@ -160,7 +160,7 @@ BAD_SETTINGS: dict[str, tuple[Callable[[Path], dict[str, object]], tuple[str, ..
     "no_random_features": (lambda p: {"features__select": "random:0"}, ("random:0",)),
     "unknown_provider": (lambda p: {"explainer__provider": "opneai"}, ("opneai", "local")),
     "unknown_method": (lambda p: {"explainer__methods": '["mind"]'}, ("did you mean 'mined'",)),
-    "unknown_simulator": (lambda p: {"simulator__kind": "chat"}, ("chat", "embedding")),
+    "unknown_simulator": (lambda p: {"simulator__kind": "oracle"}, ("oracle", "embedding")),
     "missing_encoder": (lambda p: {"simulator__encoder": str(p / "none")}, ("no sentence encoder",)),
     "unknown_prompt": (
         lambda p: {"explainer__methods": '["marks:explain-mraks"]'},
@@ -421,7 +421,7 @@ def test_sql_as_csv_and_as_json_parses_and_agrees(autointerp: Autointerp, done: 
 
 def test_sql_as_json_parses_for_every_table(autointerp: Autointerp, done: Path) -> None:
     names = json.loads(autointerp("sql", "SELECT table_name FROM duckdb_tables()", done, "--json").out)
-    assert len(names) == 15
+    assert len(names) == 17
     for row in names:
         ended = autointerp("sql", f"SELECT * FROM {row['table_name']} LIMIT 2", done, "--json")
         assert isinstance(json.loads(ended.out), list)
@@ -476,7 +476,7 @@ def test_the_report_as_json_has_every_figure_that_was_promised(autointerp: Autoi
         assert keys <= set(found[name]), name
     assert found["features"] == found["r_rank"]["n"] == found["null"]["n"] == 6
     assert found["peak_memory_mb"] > 0
-    assert set(found["stages"]) == {"collect", "explain", "simulate", "score"}
+    assert set(found["stages"]) == {"collect", "relate", "explain", "simulate", "score"}
     assert all(
         {"ok", "failed", "seconds", "tokens_per_second"} <= set(stage) for stage in found["stages"].values()
     )
