@@ -139,7 +139,13 @@ class Configured:
 
 
 def open_configured(settings: Settings) -> Simulator:
-    """The configured simulator. Raises ConfigError where it is not there, or reads no label."""
-    if settings.simulator.kind == "lookup":
+    """The configured simulator. Raises ConfigError where it is not there, reads no label, or would have to be paid."""
+    kind = settings.simulator.kind
+    if kind == "lookup":
         raise ConfigError("simulator.kind = lookup reads no label, so there is nothing to certify; choose another")
+    if kind == "chat":
+        raise ConfigError(
+            "simulator.kind = chat cannot be certified yet: it would be asked about every planted feature; choose "
+            "embedding, pattern or logprob"
+        )
     return open_simulator(settings)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kstest, spearmanr
 
-from autointerp import __version__, metrics
+from autointerp import __version__, metrics, prompts
 from autointerp.candidates import (
     DENSITIES,
     TOO_RARE,
@@ -26,7 +26,7 @@ from autointerp.candidates import (
     reference_scorers,
 )
 from autointerp.certificate import Certificate, Gate, Line
-from autointerp.config import Settings
+from autointerp.config import Settings, SimulatorSection, model_of
 from autointerp.metrics import Cell
 from autointerp.planted import NOISE, RUNGS
 from autointerp.store import Store
@@ -215,8 +215,16 @@ def run(settings: Settings, bar: Bar, configured: bool = False, per_density: int
         if simulator is not None:
             scorer = Configured(simulator, settings.simulator.kind, found.bench.text, bar)
             scorer.threshold = fitted_threshold(found, scorer, CALIBRATION_LABELS)
-            certificates.append(certify(found, scorer, size, bar, model=settings.simulator.encoder, census=False))
+            model, prompt_hash = _read_by(settings.simulator)
+            certificates.append(certify(found, scorer, size, bar, model, prompt_hash, census=False))
     return certificates
+
+
+def _read_by(cfg: SimulatorSection) -> tuple[str | None, str | None]:
+    """The model that reads labels for a simulator, and the hash of its prompt; None where there is none."""
+    if cfg.kind == "logprob":
+        return model_of(cfg).name, prompts.fingerprint(cfg.prompt_file)
+    return (cfg.encoder if cfg.kind == "embedding" else None), None
 
 
 def as_json(certificates: Sequence[Certificate]) -> dict[str, Any]:

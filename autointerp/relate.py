@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.sparse import csc_array
+from torch import Tensor
 
 from autointerp.dictionary import Dictionary
 from autointerp.rows import Neighbour
@@ -36,12 +37,13 @@ def run(store: Store, collection_id: str, dictionary: Dictionary, features: Sequ
     row = store.collection(collection_id)
     assert row is not None
     fires = firing_matrix(store.panel(collection_id, "explain"), int(row["passage_tokens"]), dictionary.width)
+    everyone = np.arange(dictionary.width)
+    written, directions = decoder_directions(dictionary)
     bar.start("relate", total=len(pending), unit="features")
     for chunk in _chunks(pending):
         rows: list[Neighbour] = []
-        numbers, cosines = decoder_cosines(dictionary, chunk)
-        by_firing: _Kind = ("firing", np.arange(dictionary.width), firing_together(fires, chunk))
-        by_decoder: _Kind = ("decoder", numbers, cosines)
+        by_firing: _Kind = ("firing", everyone, firing_together(fires, chunk))
+        by_decoder: _Kind = ("decoder", written, cosines(directions, np.searchsorted(written, chunk)))
         for kind, numbers, similarity in (by_firing, by_decoder):
             for feature, found in zip(chunk, similarity, strict=True):
                 rows += [
@@ -80,16 +82,24 @@ def firing_together(fires: csc_array, features: Sequence[int]) -> F32:
     return found
 
 
-def decoder_cosines(dictionary: Dictionary, features: Sequence[int]) -> tuple[NDArray[np.int64], F32]:
-    """The numbers of the features that have a decoder row, and the cosines of the chosen ones' rows with theirs:
-    [n], [chosen feature, n]. Plain units write along axes, and nobody is near: n is 0."""
+def decoder_directions(dictionary: Dictionary) -> tuple[NDArray[np.int64], Tensor]:
+    """The numbers [n] of the features that have a decoder row, ascending, and those rows with norm 1 [n, d_out].
+
+    n is 0 for plain units: they write along axes, and nobody is near.
+    """
     if dictionary.architecture == "units":
-        return np.empty(0, dtype=np.int64), np.empty((len(features), 0), dtype=np.float32)
-    everyone = dictionary.wanted if dictionary.full_width and dictionary.wanted is not None else None
-    numbers = np.arange(dictionary.width) if everyone is None else everyone.numpy()
-    rows = torch.nn.functional.normalize(dictionary.W_dec.float(), dim=1)
-    place = torch.from_numpy(np.searchsorted(numbers, np.array(features, dtype=np.int64)))
-    return numbers, (rows[place] @ rows.T).numpy()
+        return np.empty(0, dtype=np.int64), torch.empty(0, dictionary.d_in)
+    cut = dictionary.wanted if dictionary.full_width else None
+    numbers = np.arange(dictionary.width) if cut is None else cut.numpy()
+    return numbers, torch.nn.functional.normalize(dictionary.W_dec.float(), dim=1)
+
+
+def cosines(directions: Tensor, places: NDArray[np.int64]) -> F32:
+    """Cosines of the directions [n, d] at these places with all of them: [place, n]; n may be 0."""
+    if not len(directions):
+        return np.empty((len(places), 0), dtype=np.float32)
+    found: F32 = (directions[torch.from_numpy(places)] @ directions.T).numpy()
+    return found
 
 
 def nearest(similarity: F32, numbers: NDArray[np.int64], feature: int, n: int) -> NDArray[np.int64]:

@@ -12,8 +12,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp import metrics, strata
+from autointerp import metrics, relate, strata
 from autointerp.config import FeaturesSection
+from autointerp.draws import OWN_TOKENS
 from autointerp.evidence import PanelIndex, Texts
 from autointerp.keep import mix, salted
 from autointerp.metrics import Cell
@@ -24,7 +25,6 @@ from autointerp.store import Store
 
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
-OWN_TOKENS = 5  # heaviest tokens of a feature that make a silent passage a hard negative
 NEIGHBOURS = 5  # features that fire where it fires
 SCORE = 2  # index of the score split
 PAIRED = ("r_rank", "f1", "f1_design")  # compared on the union of both labels' hard negatives
@@ -97,9 +97,15 @@ class Bench:
 
     @cached_property
     def neighbours(self) -> Mapping[int, Sequence[int]]:
-        """By co-firing in the explain panel."""
-        explain = PanelIndex(self.store, self.collection_id, "explain")
-        return strata.cofiring(explain, np.flatnonzero(self.kinds.eligible).tolist(), NEIGHBOURS)
+        """By co-firing in the explain panel, of eligible features with one another."""
+        panel = self.store.panel(self.collection_id, "explain")
+        eligible = np.flatnonzero(self.kinds.eligible)
+        fires = relate.firing_matrix(panel, self.text.width, len(self.features))
+        together = relate.firing_together(fires, eligible.tolist())[:, eligible]
+        return {
+            feature: eligible[relate.nearest(alike, eligible, feature, NEIGHBOURS)].tolist()
+            for feature, alike in zip(eligible.tolist(), together, strict=True)
+        }
 
     def sheet(self, feature: int) -> Sheet:
         """The passages of one feature."""

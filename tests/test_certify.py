@@ -247,6 +247,7 @@ def test_the_command_says_so_and_exits_with_2(
     for arguments, said in (
         (["--puzzles", "nowhere.json"], "no puzzles at nowhere.json"),
         (["--simulator", "--set", "simulator.kind=lookup"], "reads no label"),
+        (["--simulator", "--set", "simulator.kind=chat"], "cannot be certified yet"),
     ):
         monkeypatch.setattr(sys, "argv", ["autointerp", "certify", *arguments])
         with pytest.raises(SystemExit) as ending:

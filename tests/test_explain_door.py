@@ -1,7 +1,6 @@
 """Explainers through the real door: the SDKs over loopback, from every method to a round of revision."""
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -13,24 +12,14 @@ from autointerp.rows import Explanation
 from autointerp.store import Store
 from autointerp.tally import Bar
 
+from . import test_llm_run
 from .llm_server import Asked, Server
-from .test_pipeline import finished_run, quick_overrides
+from .test_llm_run import SERVED
+from .test_pipeline import quick_overrides
 
 METHODS = ("marks", "contrastive", "token-act", "max-act-logits", "structured")
-SERVED = {"openai": "gpt-6-luna", "anthropic": "claude-haiku-5-5"}
-
-
-@pytest.fixture(autouse=True)
-def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
-        monkeypatch.setenv(variable, "test-key-secret")
-
-
-@pytest.fixture
-def results(tiny: dict[str, Path], tmp_path: Path) -> Path:
-    """A folder with a copy of the finished run, `t`."""
-    shutil.copytree(finished_run(tiny), tmp_path / "t")
-    return tmp_path
+results = test_llm_run.results  # a folder with a copy of the finished run
+_keys = test_llm_run._keys
 
 
 def explained(

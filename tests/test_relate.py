@@ -52,25 +52,36 @@ def test_firing_together_equals_a_dense_count() -> None:
     np.testing.assert_allclose(relate.firing_together(fires, range(12)), x.T @ x / np.outer(norms, norms), rtol=1e-5)
 
 
+def test_the_nearest_by_firing_of_a_hand_worked_panel() -> None:
+    fires = relate.firing_matrix(
+        panel([[(0, 1), (0, 2), (1, 1), (1, 2), (2, 1)], [], [], [(0, 7)], [], [(2, 5)], [(2, 6)], [(2, 7)], [], [(3, 9)]]), 16, 5
+    )  # fmt: skip
+    together = relate.firing_together(fires, range(5))
+    found = [relate.nearest(row, np.arange(5), feature, 2).tolist() for feature, row in enumerate(together)]
+    assert found == [[1, 2], [0, 2], [1, 0], [], []]  # 2 / sqrt 6; 1 / sqrt 12; 1 / sqrt 8
+
+
 def test_decoder_cosines_are_those_of_the_rows_whatever_their_norms() -> None:
     rows = torch.tensor([[2.0, 0.0], [1.0, 1.0], [-3.0, 0.0], [0.0, 0.5]])
-    numbers, found = relate.decoder_cosines(a_dictionary(rows), [0, 3])
+    numbers, directions = relate.decoder_directions(a_dictionary(rows))
     assert numbers.tolist() == [0, 1, 2, 3]
+    found = relate.cosines(directions, np.array([0, 3]))
     half = np.sqrt(0.5)
     np.testing.assert_allclose(found, [[1, half, -1, 0], [0, half, 0, 1]], atol=1e-6)
 
 
 def test_of_a_dictionary_cut_to_some_features_the_numbers_stay() -> None:
     rows = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    whole = relate.decoder_cosines(a_dictionary(rows), [2, 7])[1]
-    numbers, found = relate.decoder_cosines(a_dictionary(rows).only(torch.tensor([2, 5, 7])), [2, 7])
+    whole = relate.cosines(relate.decoder_directions(a_dictionary(rows))[1], np.array([2, 7]))
+    numbers, directions = relate.decoder_directions(a_dictionary(rows).only(torch.tensor([2, 5, 7])))
     assert numbers.tolist() == [2, 5, 7]
+    found = relate.cosines(directions, np.searchsorted(numbers, [2, 7]))
     np.testing.assert_allclose(found, whole[:, [2, 5, 7]], atol=1e-6)
 
 
 def test_units_have_no_neighbours_by_direction() -> None:
-    numbers, found = relate.decoder_cosines(units(3, torch.ones(6)), [0, 5])
-    assert (len(numbers), found.shape) == (0, (2, 0))
+    numbers, directions = relate.decoder_directions(units(3, torch.ones(6)))
+    assert (len(numbers), relate.cosines(directions, np.array([0, 5])).shape) == (0, (2, 0))
 
 
 @pytest.mark.parametrize(

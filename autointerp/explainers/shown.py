@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp.draws import OWN_TOKENS
 from autointerp.evidence import ExplainEvidence
 from autointerp.explainers.fence import neutral
 from autointerp.keep import mix, salted
@@ -19,7 +20,6 @@ from autointerp.text import Word, words
 CONTEXT_WORDS = 16  # words shown on each side of an excerpt's strongest token
 MARK_SHARE = 0.3  # tokens above this share of the excerpt's peak are marked
 TOP_SHARE = 4  # one in so many excerpts is of the strongest there are
-OWN_TOKENS = 5  # the feature's heaviest tokens: silent passages that hold one look alike
 MAX_TOKENS = 256  # of a passage
 
 

@@ -70,6 +70,8 @@ def open_simulator(settings: Settings) -> Simulator:
         from autointerp.simulators.pattern import PatternSimulator
 
         return PatternSimulator(passage_tokens)
+    if cfg.kind != "embedding":
+        raise ValueError(f"a simulator {cfg.kind} is not made from settings alone")
     from autointerp.simulators.embedding import EmbeddingSimulator
 
     return EmbeddingSimulator.load(cfg, settings.subject.device, passage_tokens)
