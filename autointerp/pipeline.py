@@ -1,8 +1,8 @@
 """The order of the stages, and what is checked before any of them works.
 
 `autointerp run` = collect -> explain -> [simulate(select) -> score(select) -> revise] x rounds -> simulate(select) ->
-score(select) -> simulate(score) -> score(score) -> report, export. Stages do not know one another; what passes between
-them are tables.
+score(select) -> simulate(score) -> score(score) -> report, export; judges, where they are asked for, follow each score.
+Stages do not know one another; what passes between them are tables.
 """
 
 import json
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from autointerp import check, collect, corpus, explainers, lens, prompts, relate, score, simulate, targets
+from autointerp import check, collect, corpus, explainers, judge, lens, prompts, relate, score, simulate, targets
 from autointerp import population as populations
 from autointerp.config import Settings, model_of
 from autointerp.corpus import Shard
@@ -61,6 +61,9 @@ def prepare(settings: Settings) -> Prepared:
     if simulator.paid:
         prompts.locate(simulator.prompt_file)
         door.check(model_of(simulator), settings)
+    for kind in settings.judge.kinds:
+        prompts.locate(settings.judge.prompt(kind))
+        door.check(model_of(settings.judge), settings)
     sketch = Subject.sketch(settings.subject)
     sketch.check_context(settings.collect.context_tokens)
     if settings.corpus.chat:
@@ -126,6 +129,7 @@ class Pipeline:
             labelling.relate()
             labelling.simulate("select")
             labelling.score("select")
+            labelling.judge("select")
             labelling.simulate("score")
 
     def score_all(self) -> None:
@@ -133,6 +137,12 @@ class Pipeline:
         for labelling in self.labellings:
             labelling.score("select")
             labelling.score("score")
+
+    def judge_all(self) -> None:
+        """Stage 5: whatever has a scoring set on either split."""
+        for labelling in self.labellings:
+            for split in SPLITS_GRADED:
+                labelling.judge(split)
 
     def all(self) -> None:
         """Every stage that writes."""
@@ -143,6 +153,7 @@ class Pipeline:
             for split in SPLITS_GRADED:
                 labelling.simulate(split)
                 labelling.score(split)
+                labelling.judge(split)
 
     def log(self, tally: Tally, asked: Run) -> Tally:
         """Say how a stage ended, keep it in the store, and let readers see what it wrote."""
@@ -208,6 +219,7 @@ class Labelling:
                 self.grading = self.grading.for_run(earlier.of(self.grading.run))
                 self.simulate("select")
                 self.score("select")
+                self.judge("select")
                 (name,) = later.explainers.keys() - earlier.explainers.keys()
                 self._log(explaining.revise(earlier, name, later.explainers[name], self.asked))
             self.grading = self.grading.for_run(rounds[-1].of(self.grading.run))
@@ -230,6 +242,14 @@ class Labelling:
     def score(self, split: Split) -> Tally:
         """Stage 4 on one split."""
         return self._log(score.run(self.grading, split))
+
+    def judge(self, split: Split) -> Tally | None:
+        """Stage 5 on one split; None where no judge is asked for there."""
+        cfg, judges = self.settings.judge, self.target.keys.judges
+        if not judges or (split == "select" and not cfg.chooses):
+            return None
+        with closing(Door(self.store, self.settings)) as opened:
+            return self._log(judge.run(self.grading, split, judges, opened))
 
     def _log(self, tally: Tally) -> Tally:
         return self.pipeline.log(tally, self.asked)
