@@ -110,7 +110,7 @@ def test_candidates_are_judged_on_the_same_passages_and_what_one_claims_is_hard_
     assert found == detection.choose(dict(reversed(sets.items())), 24, 7, 0), "whatever the order"
     assert list(found) == list(detection.choose(sets, 24, 7, 0))
     assert set(found) != set(detection.choose(sets, 24, 8, 0)) or set(found) != set(detection.choose(sets, 24, 7, 1))
-    assert [s for s in found.values()] != sorted(found.values()), "the order gives nothing away"
+    assert list(found.values()) != sorted(found.values()), "the order gives nothing away"
     few = detection.choose({"one": drawn(A=[1, 2], B=[], C=[3])}, 24, 0, 0)
     assert few.keys() == {1, 2, 3}
     assert detection.choose({}, 24, 0, 0) == {}
@@ -132,7 +132,7 @@ def marks(text: str) -> list[str]:
 
 def test_each_passage_is_shown_with_right_marks_and_with_as_many_wrong_ones() -> None:
     firing = {p: {1: 4.0, 5: 2.0, 6: 3.0} for p in range(1, 9)}
-    texts: Any = Passages({p: TEXT for p in firing})
+    texts: Any = Passages(dict.fromkeys(firing, TEXT))
     found = fuzzing.items(sparse(firing), set(firing), texts, 12, 3, 0)
     half = len(found) // 2
     assert half == 6 and [i.passage for i in found[:half]] == [i.passage for i in found[half:]]

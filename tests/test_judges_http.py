@@ -81,6 +81,12 @@ def values(found: Bench, split: Split = "score") -> dict[str, dict[str, float | 
     return result
 
 
+# A right label claims no silent passage, and its feature's one token fires wherever it stands: no hard negatives.
+FLAWLESS = {metric: 1.0 for metrics in judge.METRICS.values() for metric in metrics} | {
+    "detection_tnr_b": "no_hard_negatives"
+}
+
+
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])
 def test_a_right_judge_grades_a_right_label_1_and_a_broad_one_below(
     served: Served, bench: MakeBench, provider: str
@@ -90,11 +96,11 @@ def test_a_right_judge_grades_a_right_label_1_and_a_broad_one_below(
     tally = judged(found)
     assert not tally.failed
     grades = values(found)
-    assert set(grades[w[0]].values()) == {1.0}
+    assert grades[w[0]] == FLAWLESS
     broad = grades[f"{w[1]}, {w[2]}"]
     assert broad["detection_tnr_b"] < 1 and broad["detection_tnr_c"] == 1 and broad["detection_f1"] < 1  # type: ignore[operator]
     wrong = grades[w[3]]
-    assert wrong["detection_balanced_accuracy"] < 0.5 and wrong["fuzzing_accuracy"] <= 0.5  # type: ignore[operator]
+    assert wrong["detection_balanced_accuracy"] <= 0.5 and wrong["fuzzing_accuracy"] <= 0.5  # type: ignore[operator]
     rows = found.store.query("SELECT kind, says, marked, count(*) FROM judgement WHERE split = 'score' GROUP BY ALL")[1]
     assert sum(n for *_, n in rows) == tally.ok
     assert {(kind, marked is None) for kind, _, marked, _ in rows} == {("detection", True), ("fuzzing", False)}
@@ -111,7 +117,6 @@ def test_fuzzing_never_shows_a_passage_twice_in_a_call(served: Served, bench: Ma
     for asked in server.log:
         texts = [text.replace("**", "") for text in shown(asked.last)[1]]
         assert len(set(texts)) == len(texts) <= 4
-    found.store.db.execute("SELECT 1")
     pairs = found.store.query("SELECT passage_id, count(DISTINCT marked), count(*) FROM judgement GROUP BY 1")[1]
     assert len(pairs) == 4 and {pair[1:] for pair in pairs} == {(2, 2)}
 
@@ -119,8 +124,8 @@ def test_fuzzing_never_shows_a_passage_twice_in_a_call(served: Served, bench: Ma
 def test_one_passage_a_call_is_an_option(served: Served, bench: MakeBench) -> None:
     found, server = served({0: [bench.words[0]]}, judge__per_call=1, judge__kinds=("detection",))
     tally = judged(found)
-    assert len(server.log) == tally.ok == 24
-    assert set(values(found)[bench.words[0]].values()) == {1.0}
+    assert len(server.log) == tally.ok > 16
+    assert values(found)[bench.words[0]].items() <= FLAWLESS.items()
 
 
 def test_candidates_share_their_calls_and_detection_chooses(served: Served, bench: MakeBench) -> None:
@@ -139,8 +144,13 @@ def test_candidates_share_their_calls_and_detection_chooses(served: Served, benc
     before = {e.feature: e.label for e in found.store.chosen(found.grading.run)}
     assert before == {0: w[0], 1: w[1]}
     tally = judged(found, "select")
-    assert not tally.failed and tally.ok == 24 * 2 + 24 * 3
-    assert len(server.log) == 5 * 2, "one call for all labels of a feature"
+    passages = found.store.query(
+        "SELECT e.feature, count(DISTINCT passage_id) FROM judgement JOIN explanation e USING (explanation_id) "
+        "GROUP BY 1 ORDER BY 1"
+    )[1]
+    (_, n), (_, m) = passages
+    assert not tally.failed and tally.ok == n * 2 + m * 3 and 16 < min(n, m) <= max(n, m) <= 24
+    assert len(server.log) == -(-n // 5) + -(-m // 5), "one call for all labels of a feature"
     assert {tuple(sorted(shown(asked.last)[0])) for asked in server.log} == {
         tuple(sorted([w[0], w[1]])), tuple(sorted([w[2], w[1]]))
     }, "and a label that was proposed twice stands there once"  # fmt: skip
@@ -150,7 +160,7 @@ def test_candidates_share_their_calls_and_detection_chooses(served: Served, benc
     shares = found.store.query(
         "SELECT count(*) FROM (SELECT DISTINCT e.feature, j.passage_id, j.stratum FROM judgement j JOIN explanation e USING (explanation_id))"
     )[1]
-    assert shares == [(48,)], "on the same passages, in the same strata"
+    assert shares == [(n + m,)], "on the same passages, in the same strata"
     judged(found, "score")
     assert set(values(found, "score")) == {w[1]}, "on score the chosen ones alone"
 
@@ -176,7 +186,7 @@ def test_a_reply_that_cannot_be_used_costs_its_numbers_after_one_repair_and_no_z
     assert rows == [("ok", None, False, tally.ok), ("unparsed", "wrong_passage", True, lost)]
     assert sum("cannot be used" in asked.last for asked in server.log) == 1
     assert set(values(found)[w[1]].values()) == {"wrong_passage"}
-    assert set(values(found)[w[0]].values()) == {1.0}
+    assert values(found)[w[0]].items() <= FLAWLESS.items()
     n_asked = len(server.log)
     assert not judged(found).worked and len(server.log) == n_asked
 
@@ -252,7 +262,7 @@ def test_the_report_prints_what_judges_found(served: Served, bench: MakeBench) -
     assert summary["judges"]["detection_f1"] == {"mean": 1.0, "median": 1.0, "n": 2, "lost": {}}
     assert {label["fuzzing_accuracy"] for label in summary["labels"]} == {1.0}
     lines = [line for line in report.headline(reading) if line.startswith("judge")]
-    assert lines[0] == "judge   detection: F1 1.00, balanced accuracy 1.00, TNR_B 1.00, TNR_C 1.00; n = 2 (lost: none)"
+    assert lines[0] == "judge   detection: F1 1.00, balanced accuracy 1.00, TNR_B -, TNR_C 1.00; n = 2 (lost: none)"
     assert lines[1] == "judge   fuzzing: accuracy 1.00; n = 2 (lost: none)"
 
 
