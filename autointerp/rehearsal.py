@@ -89,10 +89,9 @@ def stand_in(schema: dict[str, Any], content: str, samples: int) -> str:
     if "rules" in properties:
         rule = {"trigger": LABELS[3].split(), "context": LABELS[0].split()[:2], "strength": 4, "exceptions": []}
         return json.dumps({"label": LABELS[0], "rules": [rule, rule]})
-    if "fits" in json.dumps(properties):
-        labels, passages = content.split("\nPassages\n", 1)
-        half = [n for n, _ in _numbered(passages) if n % 2]
-        return json.dumps({"labels": [{"label": n, "fits": half} for n, _ in _numbered(labels)]})
+    if "1" in properties:
+        half = [n for n, _ in _numbered(content.split("\nPassages\n", 1)[1]) if n % 2]
+        return json.dumps(dict.fromkeys(properties, half))
     return json.dumps({"labels": list(itertools.islice(itertools.cycle(LABELS), samples))})
 
 

@@ -23,14 +23,14 @@ from autointerp.store import PassageRow, Sparse, Store
 
 def reply(*fits: Sequence[int]) -> str:
     """A reply that gives each label its passages."""
-    return json.dumps({"labels": [{"label": n, "fits": list(found)} for n, found in enumerate(fits, start=1)]})
+    return json.dumps({str(n): list(found) for n, found in enumerate(fits, start=1)})
 
 
 def test_a_reply_says_which_passages_fit_each_label() -> None:
     found = understood(reply([1, 3], [], [4, 1]), 3, 4)
     assert found.tolist() == [[True, False, True, False], [False] * 4, [True, False, False, True]]
     np.testing.assert_array_equal(understood(f"```json\n{reply([1, 3], [], [4, 1])}\n```", 3, 4), found)
-    mixed = json.dumps({"labels": [{"label": 2, "fits": [2]}, {"label": 1, "fits": [1]}]})
+    mixed = '{"2": [2], "1": [1]}'
     assert understood(mixed, 2, 2).tolist() == [[True, False], [False, True]], "the number says which label it is"
 
 
@@ -41,16 +41,14 @@ GOOD = reply([1], [2])
     ("bad", "reason"),
     [
         ("", "bad_json"), ("both of them", "bad_json"), (GOOD[:-3], "bad_json"), ("[" * 100_000, "bad_json"),
-        ("[]", "bad_shape"), ("{}", "bad_shape"), ('{"labels": {"1": [1]}}', "bad_shape"),
-        ('{"labels": [1, 2]}', "bad_shape"), ('{"labels": [{"label": 1}, {"label": 2}]}', "bad_shape"),
-        ('{"labels": [{"label": 1, "fits": "1"}]}', "bad_shape"), (reply([1], [2]).replace("[2]", "null"), "bad_shape"),
+        ('{"1": [1], "2": [2], "1": [2]}', "bad_json"),
+        ("[]", "bad_shape"), ("[[1], [2]]", "bad_shape"), ("3", "bad_shape"), ("null", "bad_shape"),
+        (reply([1], [2]).replace("[2]", "null"), "bad_shape"), (reply([1], [2]).replace("[2]", '"2"'), "bad_shape"),
         (reply([1], [2]).replace("[2]", "[true]"), "bad_shape"), (reply([1], [2]).replace("[2]", "[1.0]"), "bad_shape"),
-        (reply([1], [2]).replace("[2]", '["2"]'), "bad_shape"),
-        (reply([1], [2]).replace('"label": 2', '"label": "2"'), "bad_shape"),
-        (reply([1], [2]).replace('"label": 2', '"label": true'), "bad_shape"),
-        ('{"labels": []}', "missing_label"), (reply([1]), "missing_label"),
-        (reply([1], [2], [3]), "wrong_label"), (GOOD.replace('"label": 2', '"label": 1'), "wrong_label"),
-        (GOOD.replace('"label": 2', '"label": 0'), "wrong_label"),
+        (reply([1], [2]).replace("[2]", '["2"]'), "bad_shape"), (reply([1], [2]).replace("[2]", "2"), "bad_shape"),
+        ("{}", "missing_label"), (reply([1]), "missing_label"), ('{"2": [1]}', "missing_label"),
+        (reply([1], [2], [3]), "wrong_label"), ('{"labels": {"1": [1], "2": []}}', "wrong_label"),
+        (GOOD.replace('"2":', '"0":'), "wrong_label"), (GOOD.replace('"2":', '"two":'), "wrong_label"),
         (reply([1], [4]), "wrong_passage"), (reply([0], [2]), "wrong_passage"), (reply([-1], [2]), "wrong_passage"),
         (reply([1], [2, 2]), "wrong_passage"),
     ],

@@ -107,7 +107,7 @@ def test_a_right_judge_grades_a_right_label_1_and_a_broad_one_below(
     sizes = found.store.query("SELECT count(*) FROM judgement GROUP BY explanation_id, kind")[1]
     assert len(server.log) == sum(-(-n // 5) for (n,) in sizes), "five passages a call"
     schema = server.log[0].body["response_format" if provider == "openai" else "output_config"]
-    assert "fits" in json.dumps(schema)
+    assert '"required": ["1"]' in json.dumps(schema)
     assert not judged(found).worked and len(server.log) == sum(-(-n // 5) for (n,) in sizes), "twice is once"
 
 
@@ -135,8 +135,7 @@ def test_candidates_share_their_calls_and_detection_chooses(served: Served, benc
         labels, _ = shown(asked.last)
         said = json.loads(right(asked))
         if w[0] in labels:
-            fits = [entry["fits"] for entry in said["labels"]]
-            return reply(*fits[::-1])
+            return reply(*list(said.values())[::-1])
         return json.dumps(said)
 
     labels = {0: [w[0], w[1]], 1: [w[2], w[1], w[1]]}
@@ -241,7 +240,7 @@ def test_a_passage_that_gives_orders_changes_no_more_than_its_own(served: Served
     def obeying(asked: Asked) -> str:
         """Says the opposite of a passage that holds this word, and of that one alone."""
         _, passages = shown(asked.last)
-        said = set(json.loads(right(asked))["labels"][0]["fits"])
+        said = set(json.loads(right(asked))["1"])
         orders = {n for n, text in enumerate(passages, start=1) if n == 1}
         obeyed.extend(passages[n - 1] for n in orders)
         return reply(sorted(said ^ orders))

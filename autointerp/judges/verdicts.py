@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,30 +19,23 @@ from autointerp.errors import ReplyError
 from autointerp.explainers.fence import line
 from autointerp.judges import Item
 from autointerp.llm import Answer, Door, Job, Request
-from autointerp.llm.structured import decoded, entries, integer, integers
+from autointerp.llm.structured import decoded, integers
 from autointerp.rows import Status
 
 Verdicts = NDArray[np.bool_]  # [label, passage]
 
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "labels": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "label": {"type": "integer"},
-                    "fits": {"type": "array", "items": {"type": "integer"}},
-                },
-                "required": ["label", "fits"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["labels"],
-    "additionalProperties": False,
-}
+NUMBERS = {"type": "array", "items": {"type": "integer"}}
+
+
+def schema(n_labels: int) -> dict[str, Any]:
+    """Of a reply about so many labels, the shortest that names all: {"1": [passages that fit], "2": [...], ...}."""
+    names = [str(n) for n in range(1, n_labels + 1)]
+    return {
+        "type": "object",
+        "properties": dict.fromkeys(names, NUMBERS),
+        "required": names,
+        "additionalProperties": False,
+    }
 
 
 class Question(NamedTuple):
@@ -104,7 +97,7 @@ class Panel:
             passages=_numbered([i.text for i in items]),
         )
         content = tuple((message["role"], message["content"]) for message in messages)
-        return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(SCHEMA))
+        return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(schema(len(labels))))
 
 
 def _take(verdict: Verdict, part: slice, answer: Answer[Verdicts]) -> None:
@@ -126,22 +119,21 @@ def understood(reply: str, n_labels: int, n_passages: int) -> Verdicts:
 
     Raises ReplyError with the first thing that is wrong; nothing of a reply is used unless all of it can be.
     """
+    found = decoded(reply)
+    if not isinstance(found, dict):
+        raise ReplyError("bad_shape", f"expected an object with a list for every label, not {type(found).__name__}")
+    names = [str(n) for n in range(1, n_labels + 1)]
+    if unknown := sorted(found.keys() - set(names)):
+        raise ReplyError("wrong_label", f"there is no label {unknown[0]!r}; they are numbered 1 to {n_labels}")
+    if missing := [name for name in names if name not in found]:
+        raise ReplyError("missing_label", f"no list for label {', '.join(missing)}")
     says = np.zeros((n_labels, n_passages), dtype=bool)
-    seen: set[int] = set()
-    for entry in entries(decoded(reply), "labels"):
-        label = integer(entry, "label")
-        if not 1 <= label <= n_labels:
-            raise ReplyError("wrong_label", f"there is no label {label}; they are numbered 1 to {n_labels}")
-        if label in seen:
-            raise ReplyError("wrong_label", f"label {label} stands there twice")
-        seen.add(label)
-        fits = integers(entry, "fits")
+    for row, name in enumerate(names):
+        fits = integers(found, name)
         for number in fits:
             if not 1 <= number <= n_passages:
                 raise ReplyError("wrong_passage", f"there is no passage {number}; they are numbered 1 to {n_passages}")
         if len(set(fits)) < len(fits):
-            raise ReplyError("wrong_passage", f"label {label}: a passage stands there twice")
-        says[label - 1, np.array(fits, dtype=np.int64) - 1] = True
-    if missing := sorted(set(range(1, n_labels + 1)) - seen):
-        raise ReplyError("missing_label", f"no entry for label {', '.join(map(str, missing))}")
+            raise ReplyError("wrong_passage", f"label {name}: a passage stands there twice")
+        says[row, np.array(fits, dtype=np.int64) - 1] = True
     return says

@@ -12,12 +12,21 @@ from autointerp.errors import ReplyError
 
 
 def decoded(reply: str) -> Any:
-    """The JSON that a reply consists of, in a code fence or not."""
+    """The JSON that a reply consists of, in a code fence or not, no key twice."""
     fenced = re.search(r"```(?:json)?\s*(.*?)```", reply, re.DOTALL)
     try:
-        return json.loads(fenced.group(1) if fenced else reply)
+        return json.loads(fenced.group(1) if fenced else reply, object_pairs_hook=_once)
     except (ValueError, RecursionError) as problem:
         raise ReplyError("bad_json", f"expected JSON alone: {problem}") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object; what stands there twice would lose one of its values in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ReplyError("bad_json", f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return found
 
 
 def entries(value: Any, name: str) -> list[Mapping[str, Any]]:

@@ -33,7 +33,7 @@ from autointerp.text import words
 
 from ..llm_server import Asked, Server
 
-FEATURES = 12
+FEATURES = 32
 SENT, RECEIVED = 14_000, 1_200  # bars, per feature, of the default path with a chat model
 # Per feature, command line defaults: one explanation, 20 calls each of detection and fuzzing; and 100 passages
 # simulated all at once. Counted from the sizes of its prompts and of its windows.
@@ -58,8 +58,7 @@ class Right:
         self.samples = samples
         self.features: dict[str, int] = {}  # label -> the feature it was proposed for
         self.quotes: dict[tuple[int, str], list[tuple[str, int]]] = {}  # feature and passage -> what fires in it
-        self.fires: dict[str, set[int]] = {}  # passage as judges see it, without marks -> features that fire in it
-        self.marks: set[tuple[int, str]] = set()  # feature and passage with its marks where they should be
+        self.fires: dict[str, set[int]] = {}  # passage as judges see it -> features that fire in it
         self.n = 0
 
     def __call__(self, asked: Asked) -> str:
@@ -70,7 +69,7 @@ class Right:
             return json.dumps(said)
         if "passages" in said:
             return self._simulated(asked.last)
-        if isinstance(said["labels"][0], dict):
+        if "1" in said:
             return self._judged(asked.last)
         self.n += 1  # labels of different features differ, so that it is known whose they are
         return json.dumps({"labels": [f"{label} no. {self.n}" for label in said["labels"]]})
@@ -92,15 +91,12 @@ class Right:
     def _judged(self, content: str) -> str:
         parts = content.replace("<data>\n", "").replace("\n</data>", "").split("\nPassages\n")
         labels, texts = ([json.loads(line.split(": ", 1)[1]) for line in p.split("\n") if ": " in line] for p in parts)
-        said = []
+        said = {}
         for n, label in enumerate(labels, start=1):
             feature = self.features[label]
-            fits = [i for i, text in enumerate(texts, start=1) if self._fits(feature, text)]
-            said.append({"label": n, "fits": fits})
-        return json.dumps({"labels": said})
-
-    def _fits(self, feature: int, text: str) -> bool:
-        return feature in self.fires.get(text, set())
+            fits = [i for i, text in enumerate(texts, start=1) if feature in self.fires.get(text, set())]
+            said[str(n)] = fits
+        return json.dumps(said)
 
     def learn(self, grading: Grading) -> None:
         """The truth about the passages of a run, once its labels are there."""
@@ -161,9 +157,9 @@ def measure(run: Path) -> list[Row]:
                 pipeline = Pipeline(store, prepare(settings), bar, lambda line: print(line, file=sys.stderr))
                 labelling = pipeline.labellings[0]
                 labelling.explain()
-                n = len(labelling.grading.run.features or [])
+                features = set(labelling.grading.run.features or [])
                 count = _counter(settings)
-                rows.append(_row(store, f"explain {method}, 3 candidates", f"explain {method} %", n, count))
+                rows.append(_row(store, f"explain {method}, 3 candidates", f"explain {method} %", features, count))
                 if method != "marks":
                     continue
                 says.learn(labelling.grading)
@@ -171,12 +167,28 @@ def measure(run: Path) -> list[Row]:
                 labelling.score("select")
                 labelling.judge("select")
                 labelling.simulate("score")
-                judged = _row(store, "detection of 3 candidates on 24 passages", "judge detection %", n, count)
-                simulated = _row(store, "chat simulation of the chosen on 40 passages", "simulate chat %", n, count)
+                whole = _whole(labelling.grading)
+                names = {f"simulate chat {label}": feature for label, feature in says.features.items()}
+                judged = _row(store, "detection of 3 candidates on 24 passages", "judge detection %", whole, count)
+                simulated = _row(store, "chat simulation of the chosen on 40", "simulate chat %", whole, count, names)
                 parts = [rows[-1], judged, simulated]
             assert store.query("SELECT count(*) FROM call WHERE repair_of IS NOT NULL")[1] == [(0,)]
-    whole = [sum(getattr(part, name) for part in parts) for name in ("calls", "input_tokens", "output_tokens")]
-    return [*rows, *parts[1:], Row("all of the default path with marks", *whole, parts[0].n_features)]
+    total = [sum(getattr(part, name) for part in parts) for name in ("calls", "input_tokens", "output_tokens")]
+    return [*rows, *parts[1:], Row("all of the default path with marks", *total, parts[1].n_features)]
+
+
+def _whole(grading: Grading) -> set[int]:
+    """The features whose labels were judged and simulated on as many passages as they should be; others cost less."""
+    store, run, cfg = grading.store, grading.run, grading.settings
+    labels = grading.wanted("score")
+    drawn = store.drawn([e.explanation_id for e in labels], run.scorer_id, "score")
+    judged = dict(store.query(
+        "SELECT explanation_id, count(*) FROM judgement WHERE kind = 'detection' AND split = 'select' GROUP BY 1"
+    )[1])  # fmt: skip
+    return {
+        e.feature for e in labels
+        if len(drawn[e.explanation_id]) == cfg.simulator.passages and judged[e.explanation_id] == cfg.judge.passages
+    }  # fmt: skip
 
 
 def _counter(settings: Settings) -> Callable[[str], int]:
@@ -184,9 +196,18 @@ def _counter(settings: Settings) -> Callable[[str], int]:
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _row(store: Store, name: str, purpose: str, n: int, count: Callable[[str], int]) -> Row:
-    """What the ledger holds for a purpose, per feature."""
-    calls = store.query(f"SELECT request, reply FROM call WHERE purpose LIKE '{purpose}'")[1]
+def _row(
+    store: Store, name: str, purpose: str, features: set[int], count: Callable[[str], int],
+    names: dict[str, int] | None = None,
+) -> Row:  # fmt: skip
+    """What the ledger holds for a purpose, per feature of these.
+
+    names  purpose -> feature, where it does not end with it
+    """
+    asked = store.query(f"SELECT purpose, request, reply FROM call WHERE purpose LIKE '{purpose}'")[1]
+    of = [(names[p] if names else int(p.rpartition("/")[2]), request, reply) for p, request, reply in asked]
+    calls = [(request, reply) for feature, request, reply in of if feature in features]
+    n = len(features)
     sent = sum(count(content) for request, _ in calls for _, content in json.loads(request))
     return Row(name, len(calls) / n, sent / n, sum(count(reply) for _, reply in calls) / n, n)
 
@@ -196,12 +217,12 @@ def main() -> None:
     run = Path(sys.argv[1])
     rows = measure(run / "run.duckdb" if run.is_dir() else run)
     whole = rows[-1]
-    table = Table("method", "calls", "tokens in", "tokens out", "bar")
+    table = Table("method", "features", "calls", "tokens in", "tokens out", "bar")
     for row in rows:
         bar = f"<= {SENT:,} in, {RECEIVED:,} out" if row is whole else ""
-        table.add_row(row.method, f"{row.calls:.1f}", f"{row.input_tokens:,.0f}", f"{row.output_tokens:,.0f}", bar)
+        table.add_row(row.method, str(row.n_features), f"{row.calls:.1f}", f"{row.input_tokens:,.0f}", f"{row.output_tokens:,.0f}", bar)
     for name, (low, high) in DELPHI.items():
-        table.add_row(name, "41" if low < high else "100", f"{low:,}" + (f"-{high:,}" if high > low else ""), "", "counted")
+        table.add_row(name, "", "41" if low < high else "100", f"{low:,}" + (f"-{high:,}" if high > low else ""), "", "counted")
     Console().print(table)
     holds = bool(np.all([whole.input_tokens <= SENT, whole.output_tokens <= RECEIVED]))
     found: dict[str, Any] = {
