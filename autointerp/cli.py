@@ -390,6 +390,13 @@ _stage("score", lambda p: p.score_all(), """Grade the predictions against the tr
 
         autointerp score
     """)  # fmt: skip
+_asking_stage("judge", lambda p: p.judge_all(), """Ask a model, passage by passage, whether the labels fit.
+
+    Which judges: `judge.kinds` (detection, fuzzing); none by default. Needs what simulate has drawn.
+
+        autointerp judge --set judge.kinds='["detection", "fuzzing"]'
+        autointerp judge --set judge.kinds='["detection"]' --set judge.provider=anthropic --budget-usd 2
+    """)  # fmt: skip
 
 
 # -- readers -----------------------------------------------------------------------------------------------------------

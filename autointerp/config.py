@@ -285,6 +285,34 @@ class SimulatorSection(ModelSection):
         return self.prompt or f"simulate-{self.kind}"
 
 
+class JudgeSection(ModelSection):
+    """Who says, passage by passage, whether a label fits."""
+
+    kinds: tuple[Literal["detection", "fuzzing"], ...] = Field(
+        (), description="any of: detection (fires here?), fuzzing (marks in the right places?); [] asks nobody"
+    )
+    chooses: bool = Field(
+        False, description="detection of every candidate on select, whose F1 chooses the label; r_rank breaks ties"
+    )
+    passages: int = Field(24, ge=8, description="passages per feature and kind; for fuzzing half as many, each twice")
+    per_call: Positive = Field(5, description="passages per call; 1 is dearer, and passages cannot be compared")
+    detection_prompt: str = Field("judge-detect", description="prompt file of detection")
+    fuzzing_prompt: str = Field("judge-fuzz", description="prompt file of fuzzing")
+    max_new_tokens: Positive = Field(512, description="length limit of a reply")
+
+    @model_validator(mode="after")
+    def _who_chooses_judges(self) -> "JudgeSection":
+        if len(set(self.kinds)) < len(self.kinds):
+            raise ValueError(f"{list(self.kinds)}: a kind stands there twice")
+        if self.chooses and "detection" not in self.kinds:
+            raise ValueError('chooses = true goes by detection: set kinds = ["detection"]')
+        return self
+
+    def prompt(self, kind: str) -> str:
+        """The prompt file of a kind."""
+        return self.detection_prompt if kind == "detection" else self.fuzzing_prompt
+
+
 class ScoreSection(Section):
     """How predictions are graded."""
 
@@ -347,6 +375,7 @@ class Settings(Section):
     features: FeaturesSection = FeaturesSection()  # type: ignore[call-arg]
     explainer: ExplainerSection = ExplainerSection()  # type: ignore[call-arg]
     simulator: SimulatorSection = SimulatorSection()  # type: ignore[call-arg]
+    judge: JudgeSection = JudgeSection()  # type: ignore[call-arg]
     score: ScoreSection = ScoreSection()  # type: ignore[call-arg]
     llm: LlmSection = LlmSection()  # type: ignore[call-arg]
     price: tuple[PriceSection, ...] = PRICES

@@ -8,7 +8,7 @@ Everything is made on first use, so a run with nothing pending loads nothing.
 """
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -27,14 +27,15 @@ from autointerp.simulators.pattern import sentence_of
 from autointerp.store import Excerpts, Store
 from autointerp.tally import Bar
 
+Opens = Callable[[Store, Settings], Door]
 PAID_NULLS = 50  # features whose null is worked out where the simulator is paid (METHOD: pooled, no p per feature)
 
 
 class Grading:
     """One run's means of grading. `run.features` must be set."""
 
-    def __init__(self, store: Store, settings: Settings, run: Run, bar: Bar) -> None:
-        self.store, self.settings, self.run, self.bar = store, settings, run, bar
+    def __init__(self, store: Store, settings: Settings, run: Run, bar: Bar, opens: Opens = Door) -> None:
+        self.store, self.settings, self.run, self.bar, self.opens = store, settings, run, bar, opens
         self._designs: dict[Split, Design] = {}
         self._read: dict[str, set[int]] = {}  # kind of simulator -> passages that it has read
         self._simulators: dict[str, Simulator] = {}
@@ -106,7 +107,7 @@ class Grading:
             return LookupSimulator(self.evidence, self.settings.collect.passage_tokens)
         if kind == "chat":
             return ChatSimulator(
-                Door(self.store, self.settings), self.settings.simulator, self.settings.collect.passage_tokens
+                self.opens(self.store, self.settings), self.settings.simulator, self.settings.collect.passage_tokens
             )
         section = self.settings.simulator.model_copy(update={"kind": kind})
         return open_simulator(self.settings.model_copy(update={"simulator": section}))

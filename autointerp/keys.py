@@ -29,6 +29,8 @@ class Keys:
     rounds: tuple["Round", ...]  # one more than explainer.rounds; the last holds everything
     simulator_id: str
     chooser_id: str | None  # the simulator whose grades on select choose the label, where it is another one
+    judges: dict[str, str]  # kind -> judge_id
+    detector_id: str | None  # the judge whose detection on select chooses the label, where one does
 
     @property
     def explainers(self) -> dict[str, str]:
@@ -43,10 +45,9 @@ class Keys:
     def run(self, settings: Settings, place: int) -> Run:
         """The run row: these ids beside the settings that they came from. `place`: which of their dictionaries."""
         text = settings.model_dump_json()
+        asked = [text, __version__, self.collection_id, self.explainers, self.simulator_id, self.scorer_id]
         return Run(
-            run_id=fingerprint(
-                [text, __version__, self.collection_id, self.explainers, self.simulator_id, self.scorer_id]
-            ),
+            run_id=fingerprint(asked if not self.judges else [*asked, self.judges]),
             name=settings.run.name,
             settings=text,
             code_version=__version__,
@@ -58,6 +59,8 @@ class Keys:
             dictionary=self.dictionary,
             place=place,
             chooser_id=self.chooser_id,
+            judge_ids=sorted(self.judges.values()) or None,
+            detector_id=self.detector_id,
         )
 
 
@@ -100,18 +103,21 @@ def keys(settings: Settings, sketch: Subject, section: DictionarySection, dictio
     # A paid simulator sees the chosen label alone: who claims the hard negatives has chosen it on select.
     chooser_id = simulator_id(settings, cfg.claims) if cfg.paid else None
     predicts = simulator_id(settings, cfg.kind)
-    rounds = _rounds(settings, chooser_id or predicts)
-    return Keys(dictionary.name, collection_id, hookpoint, rounds, predicts, chooser_id)
+    judges = {str(kind): judge_id(settings, kind) for kind in settings.judge.kinds}
+    detector_id = judges["detection"] if settings.judge.chooses else None
+    chooser = chooser_id or predicts
+    rounds = _rounds(settings, fingerprint([chooser, detector_id]) if detector_id else chooser)
+    return Keys(dictionary.name, collection_id, hookpoint, rounds, predicts, chooser_id, judges, detector_id)
 
 
-def _rounds(settings: Settings, judge_id: str) -> tuple[Round, ...]:
-    """Round by round: a revision is made from what the rounds before it scored on select (by the simulator `judge_id`),
-    so its id holds theirs."""
+def _rounds(settings: Settings, chooser: str) -> tuple[Round, ...]:
+    """Round by round: a revision is made from what the rounds before it scored on select (by `chooser`: whoever
+    ranks the candidates), so its id holds theirs."""
     explainers = {method: explainer_id(settings, method) for method in settings.explainer.methods}
     found = [Round(explainers, scorer_id(settings, explainers))]
     for i in range(1, settings.explainer.rounds + 1):
         earlier = found[-1]
-        revised = fingerprint([_asked(settings, REVISE, REVISE.prompt), judge_id, earlier.scorer_id, i])
+        revised = fingerprint([_asked(settings, REVISE, REVISE.prompt), chooser, earlier.scorer_id, i])
         explainers = earlier.explainers | {f"{REVISE.name}-{i}": revised}
         found.append(Round(explainers, scorer_id(settings, explainers)))
     return tuple(found)
@@ -121,6 +127,7 @@ def _rounds(settings: Settings, judge_id: str) -> tuple[Round, ...]:
 MINED_VERSION = 1  # those of methods that ask a model stand beside their code
 SIMULATOR_VERSION = 1
 SCORER_VERSION = 1
+JUDGE_VERSION = 1
 
 
 def shard_collection_id(whole: str, shards: Sequence[str]) -> str:
@@ -166,6 +173,19 @@ def simulator_id(settings: Settings, kind: str) -> str:
     if kind == "chat":
         used |= {"per_call": cfg.per_call, "max_new_tokens": cfg.max_new_tokens}
     return fingerprint([used, SIMULATOR_VERSION])
+
+
+def judge_id(settings: Settings, kind: str) -> str:
+    """Hash of a kind of judge and everything that decides what it is asked."""
+    cfg = settings.judge
+    model = model_of(cfg)
+    used: dict[str, object] = {
+        "kind": kind, "provider": model.provider, "model": model.name, "prompt": prompts.fingerprint(cfg.prompt(kind)),
+        "passages": cfg.passages, "per_call": cfg.per_call, "max_new_tokens": cfg.max_new_tokens,
+    }  # fmt: skip
+    if model.base_url is not None:  # another server may serve another model under the same name
+        used["base_url"] = model.base_url
+    return fingerprint([used, JUDGE_VERSION])
 
 
 def scorer_id(settings: Settings, explainers: Mapping[str, str]) -> str:

@@ -172,4 +172,19 @@ STEPS: tuple[tuple[str, str], ...] = (
         """,
     ),
     ("m008_who_chooses", "ALTER TABLE run ADD COLUMN chooser_id VARCHAR;"),
+    (
+        "m009_judgement",
+        """
+        CREATE TABLE judgement (
+            explanation_id VARCHAR NOT NULL, judge_id VARCHAR NOT NULL, scorer_id VARCHAR NOT NULL,
+            split split NOT NULL, passage_id BIGINT NOT NULL,
+            kind VARCHAR NOT NULL CHECK (kind IN ('detection', 'fuzzing')), stratum stratum NOT NULL,
+            status status NOT NULL, reason VARCHAR, says BOOLEAN, marked BOOLEAN,
+            CHECK ((status = 'ok') = (says IS NOT NULL)), CHECK ((status = 'ok') = (reason IS NULL)),
+            CHECK ((kind = 'fuzzing') = (marked IS NOT NULL))
+        );
+        ALTER TABLE run ADD COLUMN judge_ids VARCHAR[];
+        ALTER TABLE run ADD COLUMN detector_id VARCHAR;
+        """,
+    ),
 )

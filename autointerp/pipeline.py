@@ -1,8 +1,8 @@
 """The order of the stages, and what is checked before any of them works.
 
 `autointerp run` = collect -> explain -> [simulate(select) -> score(select) -> revise] x rounds -> simulate(select) ->
-score(select) -> simulate(score) -> score(score) -> report, export. Stages do not know one another; what passes between
-them are tables.
+score(select) -> simulate(score) -> score(score) -> report, export; judges, where they are asked for, follow each score.
+Stages do not know one another; what passes between them are tables.
 """
 
 import json
@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from autointerp import check, collect, corpus, explainers, lens, prompts, relate, score, simulate, targets
+from autointerp import check, collect, corpus, explainers, judge, lens, prompts, relate, score, simulate, targets
 from autointerp import population as populations
-from autointerp.config import Settings, model_of
+from autointerp.config import ModelSection, Settings, model_of
 from autointerp.corpus import Shard
 from autointerp.errors import StoreError
 from autointerp.explain import Explaining
-from autointerp.grading import Grading
+from autointerp.grading import Grading, Opens
 from autointerp.llm import Door, door
 from autointerp.llm.ledger import Ledger
 from autointerp.rows import Run, Split, Stage
@@ -44,8 +44,10 @@ class Prepared:
         return [target.dictionary.name for target in self.targets]
 
 
-def prepare(settings: Settings) -> Prepared:
+def prepare(settings: Settings, rehearsal: bool = False) -> Prepared:
     """Check everything that a run will need, without doing any work.
+
+    rehearsal  nobody out there will be asked: no key and no price is needed
 
     Raises a UserError naming the first thing that is missing or does not fit.
     """
@@ -54,13 +56,16 @@ def prepare(settings: Settings) -> Prepared:
     if asked or settings.explainer.rounds:
         for _, prompt in asked:
             prompts.locate(prompt)
-        door.check(model_of(settings.explainer), settings)
+        _check_model(settings.explainer, settings, rehearsal)
     simulator = settings.simulator
     if "embedding" in (simulator.kind, simulator.claims):
         resolve_encoder(simulator.encoder)
     if simulator.paid:
         prompts.locate(simulator.prompt_file)
-        door.check(model_of(simulator), settings)
+        _check_model(simulator, settings, rehearsal)
+    for kind in settings.judge.kinds:
+        prompts.locate(settings.judge.prompt(kind))
+        _check_model(settings.judge, settings, rehearsal)
     sketch = Subject.sketch(settings.subject)
     sketch.check_context(settings.collect.context_tokens)
     if settings.corpus.chat:
@@ -76,11 +81,19 @@ def prepare(settings: Settings) -> Prepared:
     return prepared
 
 
+def _check_model(section: ModelSection, settings: Settings, rehearsal: bool) -> None:
+    if section.provider == "local" or not rehearsal:
+        door.check(model_of(section), settings)
+
+
 class Pipeline:
     """The stages of one prepared run on one open store. With several dictionaries each stage does one after another."""
 
-    def __init__(self, store: Store, prepared: Prepared, bar: Bar, say: Callable[[str], None]) -> None:
-        self.store, self.prepared, self.bar, self.say = store, prepared, bar, say
+    def __init__(
+        self, store: Store, prepared: Prepared, bar: Bar, say: Callable[[str], None], opens: Opens | None = None
+    ) -> None:
+        """`opens` makes the door to language models, if it is to be another than `Door`."""
+        self.store, self.prepared, self.bar, self.say, self.opens = store, prepared, bar, say, opens or Door
         self.settings = prepared.settings
         Ledger.of(store)  # takes over the replies that a killed run had paid for
         self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
@@ -126,6 +139,7 @@ class Pipeline:
             labelling.relate()
             labelling.simulate("select")
             labelling.score("select")
+            labelling.judge("select")
             labelling.simulate("score")
 
     def score_all(self) -> None:
@@ -133,6 +147,12 @@ class Pipeline:
         for labelling in self.labellings:
             labelling.score("select")
             labelling.score("score")
+
+    def judge_all(self) -> None:
+        """Stage 5: whatever has a scoring set on either split."""
+        for labelling in self.labellings:
+            for split in SPLITS_GRADED:
+                labelling.judge(split)
 
     def all(self) -> None:
         """Every stage that writes."""
@@ -143,6 +163,7 @@ class Pipeline:
             for split in SPLITS_GRADED:
                 labelling.simulate(split)
                 labelling.score(split)
+                labelling.judge(split)
 
     def log(self, tally: Tally, asked: Run) -> Tally:
         """Say how a stage ended, keep it in the store, and let readers see what it wrote."""
@@ -172,7 +193,7 @@ class Labelling:
     @cached_property
     def grading(self) -> Grading:
         """Shared by explain, simulate and score; needs the collection."""
-        return Grading(self.store, self.settings, self._selected(), self.pipeline.bar)
+        return Grading(self.store, self.settings, self._selected(), self.pipeline.bar, self.pipeline.opens)
 
     def _selected(self) -> Run:
         """The run with its features, which can be selected once the collection exists."""
@@ -200,7 +221,7 @@ class Labelling:
 
         Returns the tally of what comes before them.
         """
-        with closing(Door(self.store, self.settings)) as opened:
+        with closing(self.pipeline.opens(self.store, self.settings)) as opened:
             explaining = self._explaining(opened)
             tally = self._log(explaining.run(self.target.keys))
             rounds = self.target.keys.rounds
@@ -208,6 +229,7 @@ class Labelling:
                 self.grading = self.grading.for_run(earlier.of(self.grading.run))
                 self.simulate("select")
                 self.score("select")
+                self.judge("select")
                 (name,) = later.explainers.keys() - earlier.explainers.keys()
                 self._log(explaining.revise(earlier, name, later.explainers[name], self.asked))
             self.grading = self.grading.for_run(rounds[-1].of(self.grading.run))
@@ -230,6 +252,14 @@ class Labelling:
     def score(self, split: Split) -> Tally:
         """Stage 4 on one split."""
         return self._log(score.run(self.grading, split))
+
+    def judge(self, split: Split) -> Tally | None:
+        """Stage 5 on one split; None where no judge is asked for there."""
+        cfg, judges = self.settings.judge, self.target.keys.judges
+        if not judges or (split == "select" and not cfg.chooses):
+            return None
+        with closing(self.pipeline.opens(self.store, self.settings)) as opened:
+            return self._log(judge.run(self.grading, split, judges, opened))
 
     def _log(self, tally: Tally) -> Tally:
         return self.pipeline.log(tally, self.asked)

@@ -7,7 +7,9 @@ where time and memory would go there.
 
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ from rich.console import Console
 from rich.table import Table
 
 from autointerp import corpus
-from autointerp.config import Settings
+from autointerp.config import PriceSection, Settings
 from autointerp.errors import FeatureError
+from autointerp.grading import PAID_NULLS
 from autointerp.keep import Keeper, counter_bytes
+from autointerp.llm.prices import MILLION
 from autointerp.pipeline import SPLITS_GRADED, Labelling, Pipeline, Prepared, prepare
+from autointerp.rehearsal import Rehearsal
 from autointerp.store import Store
 from autointerp.subject import Subject, pad
 from autointerp.sweep import Place, Read, Replica, land, launch, load_replicas
@@ -30,6 +35,26 @@ PROBE_BATCHES, PROBE_FEATURES = 6, 4
 SPILL = 2.5  # the largest that lists take while they are cut, over what they hold (measured on the default run)
 # Bytes on disk, measured by tests/bench/disk.py on a saturated collection.
 EXCERPT_BYTES, PASSAGE_BYTES, FIRING_BYTES, FEATURE_BYTES = 48, 205, 5.2, 900
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a stage asks of a language model."""
+
+    model: str
+    calls: float
+    input_tokens: float
+    output_tokens: float
+    usd: float | None  # at the price of the model; None where it is unknown
+
+    def times(self, n: float) -> "Use":
+        """n times as much."""
+        usd = None if self.usd is None else self.usd * n
+        return Use(self.model, self.calls * n, self.input_tokens * n, self.output_tokens * n, usd)
+
+    def at(self, row: PriceSection) -> float:
+        """Dollars at a row of [[price]], with nothing cached."""
+        return (self.input_tokens * row.input + self.output_tokens * row.output) / MILLION
 
 
 @dataclass(frozen=True)
@@ -49,9 +74,8 @@ class Cost:
     predict: float  # per label and passage, likewise
     paid: float  # per feature, of a paid simulator on the chosen label; 0 where it is free
     score: float  # per label
-    input_tokens: float  # of an llm explainer, per feature
-    output_tokens: float
-    usd: float  # per feature
+    judge: float  # per feature
+    asked: dict[str, Use]  # what language models are asked, per feature, by stage
     base_memory_mb: float  # of the process after loading
 
 
@@ -73,8 +97,14 @@ class Estimate:
     collect: dict[str, float]  # where collect's seconds go
     memory_mb: dict[str, float]
     disk_mb: dict[str, float]
-    usd: float
-    llm_tokens: float
+    asked: dict[str, Use]  # of language models, by stage
+    prices: dict[str, float]  # dollars for all of it, by model: the cheapest, the middle and the dearest of [[price]]
+
+    @property
+    def usd(self) -> float | None:
+        """Dollars for all stages; None where a price is unknown."""
+        dollars = [use.usd for use in self.asked.values()]
+        return None if None in dollars else sum(usd for usd in dollars if usd is not None)
 
 
 def probe(settings: Settings, bar: Bar) -> tuple[Cost, Prepared]:
@@ -91,8 +121,11 @@ def probe(settings: Settings, bar: Bar) -> tuple[Cost, Prepared]:
                 "select": f"random:{PROBE_FEATURES}", "min_passages": 3, "min_documents": 2, "max_density": 0.5,
             }),
             "engine": settings.engine.model_copy(update={"kind": "local"}),
+            "llm": settings.llm.model_copy(update={"budget_usd": 0.0, "budget_tokens": 0}),
         })  # fmt: skip
-        prepared = prepare(small)
+        if small.simulator.paid:  # the null is of some features alone, and is added when costs are scaled
+            small = small.model_copy(update={"score": small.score.model_copy(update={"nulls": 0})})
+        prepared = prepare(small, rehearsal=True)
         started = time.perf_counter()
         bar.start("probe: load", total=None, unit="")
         replicas = load_replicas(small, prepared.targets)
@@ -103,7 +136,7 @@ def probe(settings: Settings, bar: Bar) -> tuple[Cost, Prepared]:
         device = replicas[0].subject.device
         threads = torch.get_num_threads()
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {threads} threads"
-        return Cost(name, load=load, base_memory_mb=memory, **parts, **stages), prepare(settings)
+        return Cost(name, load=load, base_memory_mb=memory, **parts, **stages), prepare(settings, rehearsal=True)
 
 
 def _probe_collect(settings: Settings, replica: Replica, prepared: Prepared, bar: Bar) -> dict[str, Any]:
@@ -173,12 +206,11 @@ def _since(clock: float, subject: Subject) -> float:
 
 def _probe_stages(settings: Settings, prepared: Prepared, bar: Bar) -> dict[str, Any]:
     """The stages after collect on a few features of the first dictionary; zeros where it has none that fire enough."""
-    nothing = dict.fromkeys(
-        ("explain", "labels", "read", "predict", "paid", "score", "input_tokens", "output_tokens", "usd"), 0.0
-    )
+    nothing: dict[str, Any] = dict.fromkeys(("explain", "labels", "read", "predict", "paid", "score", "judge"), 0.0)
+    nothing["asked"] = {}
     first = Prepared(settings, prepared.targets[:1])
     with Store.create(settings.database) as store:
-        pipeline = Pipeline(store, first, bar, lambda line: None)
+        pipeline = Pipeline(store, first, bar, lambda line: None, partial(Rehearsal, count=_counter(settings)))
         pipeline.collect()
         labelling = pipeline.labellings[0]
         try:
@@ -191,10 +223,9 @@ def _probe_stages(settings: Settings, prepared: Prepared, bar: Bar) -> dict[str,
         explain = (time.perf_counter() - started) / features
         labels = len(grading.wanted("select"))
         if not labels:
-            return nothing | {"explain": explain}
-        calls = store.call_totals(grading.run.collection_id, grading.run.explainer_ids)
+            return nothing | {"explain": explain, "asked": _asked(store, features)}
         read, predict = _probe_simulator(labelling)
-        scoring = 0.0
+        scoring = judging = 0.0
         for split in SPLITS_GRADED:  # a paid simulator grades what was chosen on select
             started = time.perf_counter()
             labelling.simulate(split)
@@ -202,12 +233,31 @@ def _probe_stages(settings: Settings, prepared: Prepared, bar: Bar) -> dict[str,
             started = time.perf_counter()
             labelling.score(split)
             scoring += time.perf_counter() - started
+            started = time.perf_counter()
+            labelling.judge(split)
+            judging += time.perf_counter() - started
         return {
             "explain": explain, "labels": labels / features, "read": read, "predict": predict,
             "paid": simulating / features if settings.simulator.paid else 0.0,
-            "score": scoring / labels, "usd": calls["usd"] / features,
-            "input_tokens": calls["input_tokens"] / features, "output_tokens": calls["output_tokens"] / features,
+            "score": scoring / labels, "judge": judging / features, "asked": _asked(store, features),
         }  # fmt: skip
+
+
+def _counter(settings: Settings) -> Callable[[str], int]:
+    """Counts the tokens of a text, with the subject's tokenizer in place of a model's that cannot be had."""
+    tokenizer = Subject.reader(settings.subject).tokenizer
+    return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _asked(store: Store, features: int) -> dict[str, Use]:
+    """What the ledger holds, per feature, by stage. A stage asks one model."""
+    return {
+        row["stage"]: Use(
+            row["model"], row["calls"], row["input_tokens"], row["output_tokens"],
+            None if row["unpriced"] else row["usd"],
+        ).times(1 / features)
+        for row in store.spending()
+    }  # fmt: skip
 
 
 def _probe_simulator(labelling: Labelling) -> tuple[float, float]:
@@ -278,6 +328,8 @@ def estimate(settings: Settings, prepared: Prepared, cost: Cost, size: Size) -> 
         "simulate": cost.read * read + cost.predict * predictions + cost.paid * size.labelled,
         "score": cost.score * labels,
     }  # fmt: skip
+    if settings.judge.kinds:
+        seconds["judge"] = cost.judge * size.labelled
     state, held = _state_bytes(settings, cost, size)
     weights = sum(
         t.dictionary.d_in * size.features[t.dictionary.name] * _bytes_per_weight(settings) for t in prepared.targets
@@ -290,8 +342,23 @@ def estimate(settings: Settings, prepared: Prepared, cost: Cost, size: Size) -> 
                                   + held["passages"] * PASSAGE_BYTES) / 1e6,
         "panel": panel * cfg.passage_tokens * firing * FIRING_BYTES / 1e6,
     }  # fmt: skip
-    llm = (cost.input_tokens + cost.output_tokens) * size.labelled
-    return Estimate(size, seconds, collect, memory, disk, cost.usd * size.labelled, llm)
+    asked = {stage: use.times(_times(settings, stage, size.labelled)) for stage, use in cost.asked.items()}
+    return Estimate(size, seconds, collect, memory, disk, asked, _at_three_prices(settings, asked))
+
+
+def _times(settings: Settings, stage: str, labelled: float) -> float:
+    """How many features' worth of a stage is asked: a paid simulator also predicts some nulls."""
+    nulls = min(settings.score.nulls, 1) * min(PAID_NULLS, labelled) if stage == "simulate" else 0.0
+    return labelled + nulls
+
+
+def _at_three_prices(settings: Settings, asked: dict[str, Use]) -> dict[str, float]:
+    """Dollars for everything that is asked, at the cheapest, the middle and the dearest row of [[price]]."""
+    rows = {row.model: sum(use.at(row) for use in asked.values()) for row in settings.price if not row.free}
+    ranked = sorted(rows, key=lambda model: (rows[model], model))
+    if not asked or not ranked:
+        return {}
+    return {ranked[i]: rows[ranked[i]] for i in sorted({0, len(ranked) // 2, len(ranked) - 1})}
 
 
 def _bytes_per_weight(settings: Settings) -> int:
@@ -328,7 +395,7 @@ def scaled(size: Size, tokens: float, features: float) -> Size:
 
 def as_json(cost: Cost, estimates: dict[str, Estimate]) -> dict[str, Any]:
     """Everything, for a script."""
-    return {"cost": asdict(cost), **{name: asdict(found) for name, found in estimates.items()}}
+    return {"cost": asdict(cost), **{name: asdict(found) | {"usd": found.usd} for name, found in estimates.items()}}
 
 
 def to_terminal(cost: Cost, estimates: dict[str, Estimate], console: Console) -> None:
@@ -343,14 +410,20 @@ def to_terminal(cost: Cost, estimates: dict[str, Estimate], console: Console) ->
         for name in ("stage", "time", "dollars", "what"):
             table.add_column(name, justify="left" if name in ("stage", "what") else "right")
         for stage, seconds in found.seconds.items():
-            dollars = f"{found.usd:,.2f}" if stage == "explain" else "0"
-            table.add_row(stage, duration(seconds), dollars, _what(stage, found, cost))
-        table.add_row("[bold]total[/bold]", duration(sum(found.seconds.values())), f"{found.usd:,.2f}", "")
+            use = found.asked.get(stage)
+            table.add_row(stage, duration(seconds), dollars(use.usd if use else 0.0), _what(stage, found, cost))
+        table.add_row("[bold]total[/bold]", duration(sum(found.seconds.values())), dollars(found.usd), _priced(found))
         table.add_section()
         for name, parts in (("memory", found.memory_mb), ("disk", found.disk_mb)):
             text = ", ".join(f"{part} {amount(mb)}" for part, mb in parts.items())
             table.add_row(name, amount(sum(parts.values())), "", text)
         console.print(table)
+    if cost.asked:
+        console.print(
+            "Tokens of models: the real prompts of a few features, counted with the subject's tokenizer; replies as "
+            "long as good ones; nothing cached, nothing asked again. The time of servers is not in it.",
+            style="dim",
+        )
     console.print(
         f"One worker like this machine ({cost.device}); n workers divide collect by n (--shard, --engine ray). "
         "A short probe: expect 20 % on collect and on the total, less on the small stages. Memory is that of collect.",
@@ -363,11 +436,27 @@ def _what(stage: str, found: Estimate, cost: Cost) -> str:
         total = sum(found.collect.values())
         shares = ", ".join(f"{part} {share / total:.0%}" for part, share in found.collect.items())
         return f"{found.size.tokens / total:,.0f} tokens/s: {shares}"
-    if stage == "explain" and found.llm_tokens:
-        return f"{found.llm_tokens:,.0f} tokens of a model"
+    if stage in found.asked:
+        return _of_model(found.asked[stage])
     if stage == "simulate":
         return f"{cost.labels:.0f} labels a feature; {cost.read * 1e3:.1f} ms to read a passage"
     return ""
+
+
+def _of_model(use: Use) -> str:
+    return f"{use.model}: {use.calls:,.0f} calls, {use.input_tokens:,.0f} tokens in, {use.output_tokens:,.0f} out"
+
+
+def _priced(found: Estimate) -> str:
+    """What it would be at other prices."""
+    if not found.prices:
+        return ""
+    return "; ".join(f"{model} ${usd:,.2f}" for model, usd in found.prices.items())
+
+
+def dollars(usd: float | None) -> str:
+    """Dollars and cents; a word where the price is unknown."""
+    return "unknown" if usd is None else f"{usd:,.2f}"
 
 
 def duration(seconds: float) -> str:

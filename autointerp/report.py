@@ -27,6 +27,10 @@ from autointerp.store import Store
 from autointerp.text import printable, words
 
 BOOTSTRAP = 2000  # draws behind the interval of a mean over features
+JUDGED = {  # kind of judge -> its metrics, by what they are called in print
+    "detection": {"f1": "F1", "balanced_accuracy": "balanced accuracy", "tnr_b": "TNR_B", "tnr_c": "TNR_C"},
+    "fuzzing": {"accuracy": "accuracy"},
+}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Reading:
     population: Population
     labels: list[Label]
     summary: dict[str, Any]
+    judged: dict[int, dict[str, float | None]]  # feature -> metric of a judge -> value; {} where nobody was asked
     alone: bool = True  # False where the configuration has other dictionaries, which have readings of their own
 
 
@@ -78,7 +83,10 @@ def read(store: Store, dictionary: str | None = None) -> Reading:
         raise StoreError(f"{store.path}: nothing has been collected yet; `autointerp run` does it")
     found = population(store, run.collection_id, settings.features)
     labels = _labels(store, run, found, row["dictionary"])
-    return Reading(run, settings, row, found, labels, _summary(store, run, found, labels), alone)
+    judged = _judged(store, run, labels)
+    summary = _summary(store, run, found, labels, judged)
+    values = {f: {metric: score.value for metric, score in by.items()} for f, by in judged.items()}
+    return Reading(run, settings, row, found, labels, summary, values, alone)
 
 
 def read_all(store: Store) -> list[Reading]:
@@ -127,7 +135,32 @@ def _quotes(label: str | None, own: set[str]) -> bool:
     return label is not None and any(word.text.lower() in own for word in words([label]))
 
 
-def _summary(store: Store, run: Run, found: Population, labels: list[Label]) -> dict[str, Any]:
+def _judged(store: Store, run: Run, labels: list[Label]) -> dict[int, dict[str, Score]]:
+    """Feature -> metric -> what judges' verdicts on its chosen label add up to, on score."""
+    chosen = {label.explanation_id for label in labels}
+    result: dict[int, dict[str, Score]] = {}
+    for score in store.judged(run, "score"):
+        if score.explanation_id in chosen:
+            result.setdefault(score.feature, {})[score.metric] = score
+    return result
+
+
+def _judges(judged: dict[int, dict[str, Score]], labels: list[Label]) -> dict[str, Any]:
+    """Per metric: mean and median over eligible features that have it, how many, and those that lost it by reason."""
+    result: dict[str, Any] = {}
+    eligible = [label.feature for label in labels if label.kind == "eligible"]
+    for metric in sorted({metric for by in judged.values() for metric in by}):
+        found = [judged.get(feature, {}).get(metric) for feature in eligible]
+        values = [score.value for score in found if score is not None and score.value is not None]
+        lost = Counter("not_judged" if score is None else score.reason for score in found
+                       if score is None or score.value is None)  # fmt: skip
+        result[metric] = {"mean": _mean(values), "median": _median(values), "n": len(values), "lost": dict(lost)}
+    return result
+
+
+def _summary(
+    store: Store, run: Run, found: Population, labels: list[Label], judged: dict[int, dict[str, Score]]
+) -> dict[str, Any]:
     """The figures of `report --json`. Population figures cover eligible features; one without a grade counts 0."""
     eligible = [label for label in labels if label.kind == "eligible"]
     graded = np.array([label.r_rank or 0.0 for label in eligible])
@@ -148,6 +181,7 @@ def _summary(store: Store, run: Run, found: Population, labels: list[Label]) -> 
         "null": _mean_and_n([label.null for label in eligible]),
         "beats_lookup": sum((label.lift or 0.0) > 0 for label in eligible),
         "by_explainer": _by_explainer(store, run, {label.feature for label in eligible}),
+        "judges": _judges(judged, labels),
         "population": found.counts,
         "fit": _fit(store, run),
         "stages": _stages(store, run),
@@ -220,7 +254,8 @@ def _mean_and_n(values: list[float | None]) -> dict[str, float | int | None]:
 
 def as_json(reading: Reading) -> dict[str, Any]:
     """The summary, with every label beside it."""
-    return reading.summary | {"labels": [asdict(label) for label in reading.labels]}
+    labels = [asdict(label) | reading.judged.get(label.feature, {}) for label in reading.labels]
+    return reading.summary | {"labels": labels}
 
 
 # -- terminal ----------------------------------------------------------------------------------------------------------
@@ -274,12 +309,26 @@ def headline(reading: Reading) -> list[str]:
         f"quotes  {sum(x.quotes for x in reading.labels)} of {len(reading.labels)} labels quote the feature's tokens; "
         f"r_rank of the others: mean {number(s['unquoted']['mean'])}, n = {s['unquoted']['n']}",
         f"null    mean {number(s['null']['mean'])}, n = {s['null']['n']} (labels of other features)",
+        *_judge_lines(s["judges"]),
         *(
             ["by      " + ", ".join(f"{m} {number(v['mean'])} (n = {v['n']})" for m, v in s["by_explainer"].items())]
             if len(s["by_explainer"]) > 1
             else []
         ),
     ]
+
+
+def _judge_lines(judges: dict[str, Any]) -> list[str]:
+    """A line per kind of judge, with the means of its numbers and what they lost."""
+    lines = []
+    for kind, names in JUDGED.items():
+        found = {name: judges[f"{kind}_{key}"] for key, name in names.items() if f"{kind}_{key}" in judges}
+        if found:
+            means = ", ".join(f"{name} {number(v['mean'])}" for name, v in found.items())
+            first = next(iter(found.values()))
+            lost = ", ".join(f"{n} {reason}" for reason, n in first["lost"].items()) or "none"
+            lines.append(f"judge   {kind}: {means}; n = {first['n']} (lost: {lost})")
+    return lines
 
 
 def fit_line(fit: dict[str, Any] | None) -> str:

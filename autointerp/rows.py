@@ -43,6 +43,10 @@ class Run(Row):
     dictionary: Annotated[str, "name of the dictionary; a configuration with several has one run for each"]
     place: Annotated[int, "place of the dictionary in the configuration, from 0"]
     chooser_id: Annotated[str | None, "simulator whose grades on select choose the label; NULL: simulator_id"] = None
+    judge_ids: Annotated[list[str] | None, "judges that these settings ask for; NULL where there are none"] = None
+    detector_id: Annotated[
+        str | None, "judge whose detection_f1 on select chooses the label, before r_rank; NULL: r_rank alone"
+    ] = None
 
     def judge(self, split: Split) -> str:
         """The id of the simulator that grades on a split."""
@@ -55,7 +59,7 @@ class Stage(Row):
 
     table: ClassVar[str] = "stage"
     run_id: Annotated[str, "the run that was asked for"]
-    stage: Annotated[str, "collect, explain, simulate, score, report, export"]
+    stage: Annotated[str, "collect, explain, simulate, score, judge, report, export"]
     seconds: Annotated[float, "wall-clock time"]
     tokens: Annotated[int, "tokens that the stage processed: subject tokens, or passage tokens predicted"]
     ok: Annotated[int, "units of work that ended well"]
@@ -252,6 +256,24 @@ class Simulation(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement(Row):
+    """What a judge says of one passage under one label, or why nothing."""
+
+    table: ClassVar[str] = "judgement"
+    explanation_id: Annotated[str, "the label"]
+    judge_id: Annotated[str, "hash of the judge: kind, prompt, model and parameters"]
+    scorer_id: Annotated[str, "scoring design whose scoring set the passage is from"]
+    split: Annotated[Split, "split the passage is from"]
+    passage_id: Annotated[int, "the passage"]
+    kind: Annotated[Literal["detection", "fuzzing"], "what was asked: does it fire here; are the marks right"]
+    stratum: Annotated[Stratum, "A fires; B silent, claimed by a candidate or with own tokens; C other silent"]
+    status: Annotated[Status, "ok, or why there is no verdict"]
+    reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
+    says: Annotated[bool | None, "that the label fits; NULL unless ok"]
+    marked: Annotated[bool | None, "fuzzing: the marks were on firing tokens (true) or on silent ones; NULL: detection"]
+
+
+@dataclass(frozen=True, slots=True)
 class Score(Row):
     """One number for one label and split: value, interval, n, or why there is none."""
 
@@ -261,9 +283,9 @@ class Score(Row):
     collection_id: Annotated[str, "its collection"]
     feature: Annotated[int, "its feature"]
     split: Annotated[Split, "passages it was computed on"]
-    simulator_id: Annotated[str, "who predicted"]
+    simulator_id: Annotated[str, "who predicted, or judged"]
     scorer_id: Annotated[str, "scoring design"]
-    metric: Annotated[str, "r_rank, r_tok, lift, null"]
+    metric: Annotated[str, "r_rank, r_tok, lift, null; of judges detection_f1 ..., fuzzing_accuracy"]
     status: Annotated[Status, "ok, or why there is no value"]
     value: Annotated[float | None, "the number; NULL unless ok"]
     lo: Annotated[float | None, "lower end of the 95 % interval; NULL where the metric has none"]
@@ -300,5 +322,5 @@ class Call(Row):
 
 TABLES: tuple[type[Row], ...] = (
     Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel, Neighbour,
-    Explanation, Draw, Simulation, Score, Call,
+    Explanation, Draw, Simulation, Judgement, Score, Call,
 )  # fmt: skip

@@ -28,15 +28,21 @@ _DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
 
 PACKED_ROWS = 4096  # passages packed at a time
 
-# What readers join first: for each feature the candidate that did best on select, ties by id.
+# What readers join first: for each feature the candidate that did best on select, by a judge's detection where one
+# chooses, then by r_rank, ties by id.
 _CHOSEN = """
     SELECT e.*, s.value AS select_score, s.reason AS select_reason
     FROM explanation e LEFT JOIN score s
       ON s.explanation_id = e.explanation_id AND s.split = 'select' AND s.metric = 'r_rank'
      AND s.simulator_id = $simulator AND s.scorer_id = $scorer
+    LEFT JOIN score d
+      ON d.explanation_id = e.explanation_id AND d.split = 'select' AND d.metric = 'detection_f1'
+     AND d.simulator_id = $detector AND d.scorer_id = $scorer
     WHERE e.collection_id = $collection AND e.status = 'ok' AND list_contains($explainers, e.explainer_id)
       AND list_contains($features, e.feature)
-    QUALIFY row_number() OVER (PARTITION BY e.feature ORDER BY s.value DESC NULLS LAST, e.explanation_id) = 1
+    QUALIFY row_number() OVER (
+        PARTITION BY e.feature ORDER BY d.value DESC NULLS LAST, s.value DESC NULLS LAST, e.explanation_id
+    ) = 1
 """
 
 
@@ -512,12 +518,12 @@ class Store:
         return {feature for (feature,) in rows.fetchall()}
 
     def chosen(self, run: Run) -> list[Explanation]:
-        """For each selected feature, the candidate of the run that scored best on select, by feature."""
+        """For each selected feature, the candidate of the run that did best on select, by feature."""
         found = self._rows(
             f"SELECT * EXCLUDE (select_score, select_reason) FROM ({_CHOSEN}) ORDER BY feature",
             {
                 "simulator": run.judge("select"), "scorer": run.scorer_id, "collection": run.collection_id,
-                "explainers": run.explainer_ids, "features": run.features or [],
+                "explainers": run.explainer_ids, "features": run.features or [], "detector": run.detector_id,
             },
         )  # fmt: skip
         return [Explanation(**row) for row in found]
@@ -576,6 +582,15 @@ class Store:
             "AND list_contains(?, e.explainer_id) AND list_contains(?, s.feature) "
             "ORDER BY s.feature, s.explanation_id, s.metric",
             [run.collection_id, split, run.judge(split), run.scorer_id, run.explainer_ids, run.features or []],
+        )
+        return [Score(**row) for row in found]
+
+    def judged(self, run: Run, split: Split) -> list[Score]:
+        """Every score of the run's judges on its design, on one split, by feature and metric."""
+        found = self._rows(
+            "SELECT * FROM score WHERE collection_id = ? AND split = ? AND list_contains(?, simulator_id) "
+            "AND scorer_id = ? AND list_contains(?, feature) ORDER BY feature, explanation_id, metric",
+            [run.collection_id, split, run.judge_ids or [], run.scorer_id, run.features or []],
         )
         return [Score(**row) for row in found]
 

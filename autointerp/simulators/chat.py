@@ -26,6 +26,7 @@ from autointerp import prompts
 from autointerp.config import SimulatorSection, model_of
 from autointerp.errors import ReplyError
 from autointerp.llm import Door, Job, Request
+from autointerp.llm.structured import decoded, entries, integer
 from autointerp.simulators import Lost, Predicted
 from autointerp.tally import Bar
 
@@ -134,14 +135,14 @@ def understood(reply: str, passages: Sequence[Sequence[str]], passage_tokens: in
     """
     values = np.zeros((len(passages), passage_tokens), dtype=np.float32)
     seen: set[int] = set()
-    for entry in _entries(_decoded(reply), "passages"):
-        number = _integer(entry, "passage")
+    for entry in entries(decoded(reply), "passages"):
+        number = integer(entry, "passage")
         if not 1 <= number <= len(passages):
             raise ReplyError("wrong_passage", f"there is no passage {number}; they are numbered 1 to {len(passages)}")
         if number in seen:
             raise ReplyError("wrong_passage", f"passage {number} stands there twice")
         seen.add(number)
-        _mark(values[number - 1], number, passages[number - 1], _entries(entry, "fires"))
+        _mark(values[number - 1], number, passages[number - 1], entries(entry, "fires"))
     if missing := sorted(set(range(1, len(passages) + 1)) - seen):
         raise ReplyError("missing_passage", f"no entry for passage {', '.join(map(str, missing))}")
     return values
@@ -154,7 +155,7 @@ def _mark(into: NDArray[np.float32], number: int, strings: Sequence[str], fires:
     ends = np.cumsum(lengths)
     starts = ends - lengths
     for entry in fires:
-        quote, occurrence, strength = entry.get("quote"), _integer(entry, "occurrence"), entry.get("strength")
+        quote, occurrence, strength = entry.get("quote"), integer(entry, "occurrence"), entry.get("strength")
         if not isinstance(quote, str) or not quote:
             raise ReplyError("bad_shape", f"passage {number}: expected a text `quote`, not {quote!r}")
         if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
@@ -211,25 +212,3 @@ def _folded(text: str) -> tuple[str, list[int]]:
         characters.append(form)
         origin += [match.start()] * len(form)
     return "".join(characters), origin
-
-
-def _decoded(reply: str) -> Any:
-    fenced = re.search(r"```(?:json)?\s*(.*?)```", reply, re.DOTALL)
-    try:
-        return json.loads(fenced.group(1) if fenced else reply)
-    except (ValueError, RecursionError) as problem:
-        raise ReplyError("bad_json", f"expected JSON alone: {problem}") from None
-
-
-def _entries(value: Any, name: str) -> list[Mapping[str, Any]]:
-    found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise ReplyError("bad_shape", f"expected an object with a list of objects `{name}`")
-    return found
-
-
-def _integer(entry: Mapping[str, Any], name: str) -> int:
-    value = entry.get(name)
-    if type(value) is not int:
-        raise ReplyError("bad_shape", f"expected a whole number `{name}`, not {value!r}")
-    return value

@@ -1,0 +1,104 @@
+"""What a run would send to language models and get back, without asking any: a door that answers by itself.
+
+The real stages run on a few features with the real prompts; each request is recorded in the ledger as if it had been
+answered, its tokens counted with the subject's tokenizer as a stand-in for the model's. Replies have the form, and are
+about as long, as those of a model that does well; what they say is made up, and nothing is made of it but its length.
+A model in this process is asked in earnest, because what it costs is time.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from autointerp.config import Settings
+from autointerp.llm import Door, Model, Reply
+from autointerp.llm.door import Line
+from autointerp.llm.sent import Sent
+from autointerp.store import Store
+
+Count = Callable[[str], int]
+
+# Labels as long as models write them: 4 to 12 words.
+LABELS = (
+    "sums of money and what they are spent on", "verbs of giving, lending or paying back",
+    "the currency after a number in prices", "people who owe something to somebody else by law",
+    "trade between neighbouring countries", "taxes, tolls, fees and other dues of the state",
+)  # fmt: skip
+FIRING = 2  # words that a reply quotes in a passage of those it says fire: features fire on 1.8 tokens in the median
+
+
+class Rehearsal(Door):
+    """A door behind which nobody is but the models of this process.
+
+    count  tokens of a text
+    """
+
+    def __init__(self, store: Store, settings: Settings, count: Count) -> None:
+        super().__init__(store, settings)
+        self.count, self.samples = count, settings.explainer.samples
+
+    def line(self, model: Model) -> Line:
+        """As of a door; no key and no price is needed to rehearse."""
+        if model.provider == "local":
+            return super().line(model)
+        if model not in self._lines:
+            self._lines[model] = Rehearsed(self.count, self.samples)
+        return self._lines[model]
+
+
+class Rehearsed:
+    """Answers at once, and counts."""
+
+    def __init__(self, count: Count, samples: int) -> None:
+        self.count, self.samples = count, samples
+
+    def send(self, sent: Sent) -> None:
+        """Record the request with a reply of the right form."""
+        request = sent.request
+        text = stand_in(json.loads(request.schema or "{}"), request.messages[-1][1], self.samples)
+        n_sent = sum(self.count(content) for _, content in request.messages)
+        reply = Reply(text, request.model.name, n_sent, self.count(text), ms=0.0)
+        sent.done.put((sent, sent.record(reply)))
+
+    def flush(self) -> None:
+        """Nothing waits."""
+
+    def halt(self) -> None:
+        """Nothing is ever in flight."""
+
+    def resume(self) -> None:
+        """Nothing was stopped."""
+
+    def abandon(self, done: Any) -> None:
+        """Nothing is ever in flight."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def stand_in(schema: dict[str, Any], content: str, samples: int) -> str:
+    """A reply to a message, of the form that its schema asks for.
+
+    `samples` labels, rules, verdicts (half of the passages fit each label) or strengths (half of the passages fire).
+    """
+    properties = schema.get("properties", {})
+    if "passages" in properties:
+        return json.dumps({"passages": [_fires(n, text) for n, text in _numbered(content)]})
+    if "rules" in properties:
+        rule = {"trigger": LABELS[3].split(), "context": LABELS[0].split()[:2], "strength": 4, "exceptions": []}
+        return json.dumps({"label": LABELS[0], "rules": [rule, rule]})
+    if "1" in properties:
+        half = [n for n, _ in _numbered(content.split("\nPassages\n", 1)[1]) if n % 2]
+        return json.dumps(dict.fromkeys(properties, half))
+    return json.dumps({"labels": list(itertools.islice(itertools.cycle(LABELS), samples))})
+
+
+def _numbered(content: str) -> list[tuple[int, str]]:
+    return [(int(n), json.loads(text)) for n, text in re.findall(r'^(\d+): (".*")$', content, re.MULTILINE)]
+
+
+def _fires(number: int, text: str) -> dict[str, Any]:
+    words = list(dict.fromkeys(text.split()))[:FIRING] if number % 2 else []
+    return {"passage": number, "fires": [{"quote": word, "occurrence": 1, "strength": 7} for word in words]}
