@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kstest, spearmanr
 
-from autointerp import __version__, metrics
+from autointerp import __version__, grades, metrics
 from autointerp.candidates import (
     DENSITIES,
     TOO_RARE,
@@ -177,17 +177,13 @@ def coverage(
 ) -> dict[str, float]:
     """The share of nominal 95 % intervals of r_pop that hold the whole split's correlation: all, by rung, density."""
     bench = found.bench
-    pools = {
-        kind: metrics.pooled_background([cell for set_ in cells.values() for cell in set_ if cell.kind == kind])
-        for kind in {cell.kind for set_ in cells.values() for cell in set_ if cell.hit is not None}
-    }
+    pools = grades.backgrounds(list(cells.values()))
     bar.start("intervals", total=len(cells), unit="labels")
     held: dict[str, list[bool]] = defaultdict(list)
     widths = []
     for (i, rung), set_ in cells.items():
         random = np.random.default_rng([bench.seed, i, RUNGS.index(rung)])
-        modelled = [cell._replace(background=pools.get(cell.kind)) if cell.hit is not None else cell for cell in set_]
-        interval = metrics.r_pop(modelled, bench.panel_share, draws, random)
+        interval = grades.r_pop(set_, pools, bench.panel_share, draws, random)
         truth = bench.census(i, found.labels[i][rung].text, scorer)
         bar.advance()
         if interval.lo is None or interval.hi is None or truth is None:

@@ -120,7 +120,7 @@ def _rounds(settings: Settings, judge_id: str) -> tuple[Round, ...]:
 # Raised when the code of a stage changes what it would write for the same settings.
 MINED_VERSION = 1  # those of methods that ask a model stand beside their code
 SIMULATOR_VERSION = 1
-SCORER_VERSION = 1
+SCORER_VERSION = 2
 
 
 def shard_collection_id(whole: str, shards: Sequence[str]) -> str:

@@ -10,9 +10,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
-
-from autointerp.evidence import PanelIndex
 
 I64 = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -98,26 +95,6 @@ def shares(wanted: int, available: Sequence[int]) -> list[int]:
             part = left // len(open_kinds) + (position < left % len(open_kinds))
             take[i] += min(part, available[i] - take[i])
     return take
-
-
-def cofiring(panel: PanelIndex, features: Sequence[int], k: int) -> dict[int, list[int]]:
-    """The k features that fire on the same tokens most, for each of `features`: by cosine of where they fire.
-
-    Features that share no token are no neighbours, so there may be fewer.
-    """
-    firing = {feature: panel.firing(feature) for feature in features}
-    width = 1 + max((int(f.position.max()) for f in firing.values() if len(f.position)), default=0)
-    rows = np.repeat(np.arange(len(features)), [len(f.row) for f in firing.values()])
-    columns = np.concatenate([f.row * width + f.position for f in firing.values()] or [np.empty(0, dtype=np.int64)])
-    norm = np.sqrt(np.bincount(rows, minlength=len(features)).astype(np.float64))
-    shape = (len(features), len(panel.passages) * width + 1)
-    where = csr_matrix((1 / norm[rows], (rows, columns)), shape=shape)
-    alike = (where @ where.T).toarray()
-    np.fill_diagonal(alike, 0)
-    nearest = np.argsort(-alike, axis=1, kind="stable")[:, :k]
-    return {
-        feature: [features[j] for j in nearest[i].tolist() if alike[i, j] > 0] for i, feature in enumerate(features)
-    }
 
 
 def _first(order: I64, pool: Flags, n: int) -> I64:

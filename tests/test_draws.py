@@ -128,6 +128,7 @@ def test_hard_negatives_are_claimed_or_hold_an_own_token_and_the_others_neither(
         ("A", "fires"),
         ("B", "claimed"),
         ("B", "token"),
+        ("B", "neighbour"),
         ("C", "silent"),
     }
 
@@ -216,10 +217,10 @@ def test_a_larger_set_contains_the_smaller_one(store: Store, drawn: Design) -> N
 
 
 def test_populations_add_up_in_the_smallest_sets_too(store: Store) -> None:
-    cells = design(store, cfg=ScoreSection(score_passages=8)).cells(2, claims(0.3))
+    cells = design(store, cfg=ScoreSection(score_passages=12)).cells(2, claims(0.3))
     assert sum(c.population for c in cells) == pytest.approx(N)
-    with pytest.raises(ValueError, match="greater than or equal to 8"):  # smaller ones would leave a kind undrawn
-        ScoreSection(score_passages=7)
+    with pytest.raises(ValueError, match="greater than or equal to 12"):  # smaller ones would leave a kind undrawn
+        ScoreSection(score_passages=11)
 
 
 # -- what counts as claimed ----------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autointerp import report, score, simulate
+from autointerp import others, report, score, simulate
 from autointerp.rows import Score, Split
+from autointerp.scoring_set import STRATA
 
 from .test_simulate import Bench, MakeBench, Planted, Reader, bench, planted  # noqa: F401 - fixtures
 
-METRICS = ("r_rank", "r_tok", "lift", "null")
+METRICS = score.METRICS
 
 
 class Constant(Reader):
@@ -165,7 +166,7 @@ def test_a_missing_simulation_is_never_a_zero(bench: MakeBench, truth: Callable)
             "not_simulated",
         )
     assert found[1, "score", "r_rank"][0].value == pytest.approx(1.0)
-    assert tally.failed == {"not_simulated": len(METRICS)}
+    assert tally.failed["not_simulated"] == len(METRICS) + 1, "and the verdict"
 
 
 def test_a_failed_simulation_gives_its_own_reason(bench: MakeBench, truth: Callable) -> None:
@@ -291,19 +292,19 @@ def test_every_null_label_has_hard_negatives_of_its_own(
     made = bench(truth(4), Reader(), features__select=chosen(4))
     graded(made)
     texts, sets = made.grading.texts, []
-    original = score.scoring_set
-    monkeypatch.setattr(score, "scoring_set", lambda *given: sets.append(original(*given)) or sets[-1])
-    nulls = score.Nulls(made.grading, {e.feature: e for e in made.store.chosen(made.grading.run)})
-    assert len(nulls.values(0)) == 3
+    original = others.scoring_set
+    monkeypatch.setattr(others, "scoring_set", lambda *given: sets.append(original(*given)) or sets[-1])
+    found = others.Others(made.grading, {e.feature: e for e in made.store.chosen(made.grading.run)})
+    assert len(found.nulls(0)) == 3
     own = {row.passage_id for rows in made.draws("score").values() for row in rows if row.stratum == "B"}
     for found in sets:
-        hard = found.passages[found.stratum == score.STRATA["B"]]
+        hard = found.passages[found.stratum == STRATA["B"]]
         words = [
             {bench.words[f] for f in (1, 2, 3) if " " + bench.words[f] in texts.strings(int(p))} for p in hard
         ]
         named = set.intersection(*words)
         assert len(named) == 1, "all hard negatives of a null label hold the word that it claims"
-        rest = found.passages[found.stratum == score.STRATA["C"]]
+        rest = found.passages[found.stratum == STRATA["C"]]
         assert not any(" " + next(iter(named)) in texts.strings(int(p)) for p in rest)
         assert not set(hard.tolist()) <= own
     assert len({tuple(found.passages) for found in sets}) == 3

@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from autointerp.evidence import Firing
-from autointerp.strata import HARD, KINDS, Silent, cofiring, draw, draw_together, shares
+from autointerp.strata import HARD, KINDS, Silent, draw, draw_together, shares
 
 N = 400
 
@@ -87,32 +86,3 @@ def test_weights_add_up_to_the_claimed_silent_passages_of_the_panel(seed: int) -
         assert mine.any()
         assert together.weight[mine].sum() == pytest.approx((found.silent & (code == who)).sum())
     assert (together.weight[code[together.hard] == 0] == 0).all()
-
-
-class Panel:
-    """Where features fire: (passage row, position) pairs."""
-
-    def __init__(self, firing: dict[int, list[tuple[int, int]]]) -> None:
-        self.found, self.passages = firing, np.arange(10)
-
-    def firing(self, feature: int) -> Firing:
-        table = np.array(self.found.get(feature, []), dtype=np.int64).reshape(-1, 2)
-        return Firing(table[:, 0], table[:, 1], np.ones(len(table), dtype=np.float32))
-
-
-def test_neighbours_fire_on_the_same_tokens() -> None:
-    shared = [(0, 1), (0, 2), (3, 7)]
-    panel = Panel({4: shared, 5: shared[:2], 6: [(0, 1), (5, 5), (6, 6), (7, 7)], 7: [(9, 9)], 8: []})
-    found = cofiring(panel, [4, 5, 6, 7, 8], 2)  # type: ignore[arg-type]
-    assert found == {4: [5, 6], 5: [4, 6], 6: [5, 4], 7: [], 8: []}  # 2 / sqrt 6; 1 / sqrt 12; 1 / sqrt 8
-
-
-def test_neighbours_by_brute_force() -> None:
-    random = np.random.default_rng(3)
-    firing = {f: [divmod(int(c), 8) for c in random.permutation(80)[: random.integers(1, 30)]] for f in range(12)}
-    cosine = np.array([
-        [len(set(a) & set(b)) / np.sqrt(len(a) * len(b)) for b in firing.values()] for a in firing.values()
-    ]) - np.eye(12)  # fmt: skip
-    for feature, found in cofiring(Panel(firing), list(range(12)), 4).items():  # type: ignore[arg-type]
-        expected = np.sort(cosine[feature])[::-1][:4]
-        assert [cosine[feature, other] for other in found] == pytest.approx(expected[expected > 0].tolist())
