@@ -142,4 +142,6 @@ def open_configured(settings: Settings) -> Simulator:
     """The configured simulator. Raises ConfigError where it is not there, or reads no label."""
     if settings.simulator.kind == "lookup":
         raise ConfigError("simulator.kind = lookup reads no label, so there is nothing to certify; choose another")
+    if settings.simulator.kind == "chat":
+        raise ConfigError("simulator.kind = chat asks a server, which certification cannot do yet; choose another")
     return open_simulator(settings)

@@ -5,15 +5,17 @@ known quality. Whatever cannot tell the right one from a wrong one here is not t
 """
 
 import datetime
+import json
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kstest, spearmanr
 
-from autointerp import __version__, grades, metrics
+from autointerp import __version__, grades, keys, metrics, prompts
 from autointerp.candidates import (
     DENSITIES,
     TOO_RARE,
@@ -26,9 +28,10 @@ from autointerp.candidates import (
     reference_scorers,
 )
 from autointerp.certificate import Certificate, Gate, Line
-from autointerp.config import Settings
+from autointerp.config import Settings, model_of
 from autointerp.metrics import Cell
 from autointerp.planted import NOISE, RUNGS
+from autointerp.rows import Certified
 from autointerp.store import Store
 from autointerp.tally import Bar
 from autointerp.trials import METRICS, Outcome, Scorer
@@ -211,8 +214,25 @@ def run(settings: Settings, bar: Bar, configured: bool = False, per_density: int
         if simulator is not None:
             scorer = Configured(simulator, settings.simulator.kind, found.bench.text, bar)
             scorer.threshold = fitted_threshold(found, scorer, CALIBRATION_LABELS)
-            certificates.append(certify(found, scorer, size, bar, model=settings.simulator.encoder, census=False))
+            cfg = settings.simulator
+            prompt_hash = prompts.fingerprint(cfg.prompt_file) if cfg.paid else None
+            model = model_of(cfg).name if cfg.paid else cfg.encoder
+            certificates.append(certify(found, scorer, size, bar, model, prompt_hash, census=False))
     return certificates
+
+
+def store_certificate(settings: Settings, found: Certificate) -> Path:
+    """Keep the certificate of the configured simulator in the run's database, where reports look for it; its path.
+
+    Raises StoreBusy while a run writes there.
+    """
+    row = Certified(
+        keys.simulator_id(settings, settings.simulator.kind), found.scorer, found.model, found.prompt_hash, found.date,
+        found.version, json.dumps(found.as_json()),
+    )  # fmt: skip
+    with Store.create(settings.database) as store:
+        store.add([row])
+    return settings.database
 
 
 def as_json(certificates: Sequence[Certificate]) -> dict[str, Any]:

@@ -15,6 +15,13 @@ from autointerp.metrics import F64, Background, Interval
 WEAK = 0.3  # share of the firing passages, by their peak, that count as weak: the lowest three deciles
 FEW = 3  # weak passages, at least, that a recall is computed on
 
+DETECTION = ("f1", "precision", "recall", "recall_low", "auprc", "claimed_own", "balanced_accuracy", "tnr_b", "tnr_c")
+TABLE = ("r_tok", "r_tok_ac", "lift", "partial")
+# Metrics of the chosen label alone, on the score split; those over the whole run come after them.
+ON_CHOSEN = (*DETECTION, *TABLE, "bag_of_words", "null", "null_p", "discrimination")
+OVER_RUN = ("r_pop", "null_q")
+METRICS = ("r_rank", *ON_CHOSEN, *OVER_RUN)
+
 Numbers = dict[str, float | None]
 
 
@@ -66,8 +73,8 @@ def detection(found: Marked, threshold: float) -> Numbers:
     recall         of A; recall_low of its weakest three deciles
     auprc          of all passages, weighted to the corpus: how well predicted peaks rank them
     balanced_accuracy  of all passages as they were drawn, for comparison with others
-    claimed_own    of the silent passages that its proxy claims, the share that hold the feature's own tokens: near 1 where
-                   a label names the right tokens and leaves out when they count
+    claimed_own    of the silent passages that its proxy claims, the share that hold the feature's own tokens: near 1
+                   where a label names the right tokens and leaves out when they count
     tnr_b, tnr_c   the share of B, and of C, of which the label rightly says nothing
     """
     said, fires = found.said > threshold, found.fires

@@ -13,6 +13,7 @@ import numpy as np
 
 from autointerp import grades, metrics, verdicts
 from autointerp.config import fingerprint
+from autointerp.grades import OVER_RUN
 from autointerp.grading import Grading
 from autointerp.keep import mix, salted
 from autointerp.metrics import Cell
@@ -22,7 +23,6 @@ from autointerp.rows import Explanation, Score, Verdict
 from autointerp.scoring_set import marked, scoring_set, simulated
 from autointerp.tally import Tally
 
-OVER_RUN = ("r_pop", "null_q")
 CHUNK_LABELS = 64  # labels per transaction
 
 

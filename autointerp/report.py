@@ -22,9 +22,9 @@ from autointerp import metrics, verdicts
 from autointerp.config import Settings
 from autointerp.draws import OWN_TOKENS
 from autointerp.errors import StoreError
+from autointerp.grades import METRICS
 from autointerp.population import Population, population
 from autointerp.rows import Run, Score, Verdict
-from autointerp.score import METRICS
 from autointerp.store import Store
 from autointerp.text import printable, words
 
@@ -275,7 +275,8 @@ def to_terminal(reading: Reading, console: Console, limit: int | None = None) ->
     table.add_column("feature", justify="right", style="cyan")
     table.add_column("verdict", no_wrap=True)
     table.add_column("label", ratio=1, overflow="fold")
-    for name in ("r_rank", "95 %", *(("r_pop", "f1") if wide else ()), "r_tok", "lift", *(("null", "by") if wide else ())):
+    beside, last = (["r_pop", "f1"], ["null", "by"]) if wide else ([], [])
+    for name in ["r_rank", "95 %", *beside, "r_tok", "lift", *last]:
         table.add_column(name, justify="right", no_wrap=True)
     for label in labels[:limit]:
         text = Text(printable(label.label)) if label.label else Text(f"({label.reason})", style="dim")
@@ -307,7 +308,7 @@ def headline(reading: Reading) -> list[str]:
         f"{kinds['live']:,} live features: "
         f"{kinds['eligible']:,} eligible, {kinds['dense']:,} dense, "
         f"{kinds['too_rare']:,} too rare; {kinds['dead']:,} dead",
-        f"verdict {', '.join(f'{n} {word.replace("_", " ")}' for word, n in s['verdicts'].items())}",
+        f"verdict {', '.join(f'{n} {word}' for word, n in s['verdicts'].items()).replace('_', ' ')}",
         f"scorer  {scorer_line(s['scorer'])}",
         f"check   {fit_line(s['fit'])}",
         f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], "

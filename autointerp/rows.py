@@ -268,7 +268,7 @@ class Score(Row):
     split: Annotated[Split, "passages it was computed on"]
     simulator_id: Annotated[str, "who predicted"]
     scorer_id: Annotated[str, "scoring design"]
-    metric: Annotated[str, "what the number is: one of autointerp/score.py, METRICS"]
+    metric: Annotated[str, "what the number is: one of METRICS in grades.py"]
     status: Annotated[Status, "ok, or why there is no value"]
     value: Annotated[float | None, "the number; NULL unless ok"]
     lo: Annotated[float | None, "lower end of the 95 % interval; NULL where the metric has none"]

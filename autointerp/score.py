@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from autointerp import baselines, grades, judge, metrics
 from autointerp.errors import Unreachable
+from autointerp.grades import ON_CHOSEN
 from autointerp.grading import Grading
 from autointerp.keep import mix, salted
 from autointerp.notes import Notes, score_id
@@ -25,11 +26,6 @@ from autointerp.tally import Tally
 log = logging.getLogger(__name__)
 
 CHUNK_LABELS = 64  # labels per transaction
-DETECTION = ("f1", "precision", "recall", "recall_low", "auprc", "claimed_own", "balanced_accuracy", "tnr_b", "tnr_c")
-TABLE = ("r_tok", "r_tok_ac", "lift", "partial")
-# Metrics of the chosen label alone, on the score split; those over the whole run (judge.py) come after them.
-ON_CHOSEN = (*DETECTION, *TABLE, "bag_of_words", "null", "null_p", "discrimination")
-METRICS = ("r_rank", *ON_CHOSEN, *judge.OVER_RUN)
 
 
 def run(grading: Grading, split: Split) -> Tally:

@@ -9,12 +9,11 @@ import pytest
 from numpy.typing import NDArray
 
 from autointerp import others, report, score, simulate
+from autointerp.grades import METRICS
 from autointerp.rows import Score, Split
 from autointerp.scoring_set import STRATA
 
 from .test_simulate import Bench, MakeBench, Planted, Reader, bench, planted  # noqa: F401 - fixtures
-
-METRICS = score.METRICS
 
 
 class Constant(Reader):
