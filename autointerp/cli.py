@@ -259,8 +259,8 @@ def certify(
 ) -> None:
     """Can the grader be believed? Grades it on planted features whose truth is known, with labels of known quality.
 
-    Needs no model: the reference simulator is told what every label means, and errs at known rates. With --simulator the
-    certificate is kept in the run's database, and every report of a run graded by that simulator prints it.
+    Needs no model: the reference simulator is told what every label means, and errs at known rates. With --simulator
+    the certificate is kept in the run's database, and reports of what that simulator graded print it.
 
         autointerp certify
         autointerp certify --simulator --features 20
