@@ -114,9 +114,7 @@ def _scorer(settings: Settings, certificate: dict[str, Any] | None) -> dict[str,
     }  # fmt: skip
 
 
-def _labels(
-    store: Store, run: Run, found: Population, dictionary: str, judged: Mapping[str, Verdict]
-) -> list[Label]:
+def _labels(store: Store, run: Run, found: Population, dictionary: str, judged: Mapping[str, Verdict]) -> list[Label]:
     chosen = {e.feature: e for e in store.chosen(run)}
     scores: dict[tuple[str, str], Score] = {(s.explanation_id, s.metric): s for s in store.scores(run, "score")}
     failed = {

@@ -47,7 +47,9 @@ def test_each_number_has_its_verdict(word: str, changed: dict[str, float | None]
         assert {"r_rank", "precision", "recall"} <= {check.metric for check in found.evidence}
 
 
-@pytest.mark.parametrize(("kind", "word"), [("dense", "dense"), ("too_rare", "insufficient_data"), ("dead", "insufficient_data")])
+@pytest.mark.parametrize(
+    ("kind", "word"), [("dense", "dense"), ("too_rare", "insufficient_data"), ("dead", "insufficient_data")]
+)
 def test_a_feature_that_cannot_be_judged_is_not(kind: str, word: str) -> None:
     assert judge(kind, FINE, CFG, 0.1).verdict == word
 
