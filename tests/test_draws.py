@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from autointerp import draws
 from autointerp.config import ScoreSection
 from autointerp.draws import NEAR, OWN_TOKENS, Cell, Design, claim_threshold
 from autointerp.evidence import Texts
@@ -234,7 +235,8 @@ def related(neighbours: list[tuple[str, int, int]], feature: int = 2) -> Iterato
         yield design(store)
 
 
-def test_hard_negatives_are_looked_for_where_a_neighbour_fires() -> None:
+def test_hard_negatives_are_looked_for_where_a_neighbour_fires(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws, "NEAR", 0.5)
     for made in related([("firing", 0, 2)], feature=1):
         cells = made.cells(1, claims(0.0))
         found = holding(cells, "neighbour")
@@ -253,7 +255,8 @@ def test_a_feature_that_fires_nearly_everywhere_is_no_neighbour() -> None:
         assert set(holding(made.cells(2, claims(0.0)), "neighbour")) <= WORLD.fires[1], "the next nearest is taken"
 
 
-def test_neighbours_by_decoder_count_as_those_by_firing_do() -> None:
+def test_neighbours_by_decoder_count_as_those_by_firing_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws, "NEAR", 0.5)
     for by_firing, by_decoder in zip(related([("firing", 0, 2)], 1), related([("decoder", 0, 2)], 1), strict=True):
         sets = [holding(made.cells(1, claims(0.1)), "neighbour") for made in (by_firing, by_decoder)]
         assert sets[0] == sets[1] != []
