@@ -5,15 +5,17 @@ known quality. Whatever cannot tell the right one from a wrong one here is not t
 """
 
 import datetime
+import json
 from collections import defaultdict
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kstest, spearmanr
 
-from autointerp import __version__, metrics, prompts
+from autointerp import __version__, grades, keys, metrics, prompts
 from autointerp.candidates import (
     DENSITIES,
     TOO_RARE,
@@ -29,6 +31,7 @@ from autointerp.certificate import Certificate, Gate, Line
 from autointerp.config import Settings, SimulatorSection, model_of
 from autointerp.metrics import Cell
 from autointerp.planted import NOISE, RUNGS
+from autointerp.rows import Certified
 from autointerp.store import Store
 from autointerp.tally import Bar
 from autointerp.trials import METRICS, Outcome, Scorer
@@ -177,17 +180,13 @@ def coverage(
 ) -> dict[str, float]:
     """The share of nominal 95 % intervals of r_pop that hold the whole split's correlation: all, by rung, density."""
     bench = found.bench
-    pools = {
-        kind: metrics.pooled_background([cell for set_ in cells.values() for cell in set_ if cell.kind == kind])
-        for kind in {cell.kind for set_ in cells.values() for cell in set_ if cell.hit is not None}
-    }
+    pools = grades.backgrounds(list(cells.values()))
     bar.start("intervals", total=len(cells), unit="labels")
     held: dict[str, list[bool]] = defaultdict(list)
     widths = []
     for (i, rung), set_ in cells.items():
         random = np.random.default_rng([bench.seed, i, RUNGS.index(rung)])
-        modelled = [cell._replace(background=pools.get(cell.kind)) if cell.hit is not None else cell for cell in set_]
-        interval = metrics.r_pop(modelled, bench.panel_share, draws, random)
+        interval = grades.r_pop(set_, pools, bench.panel_share, draws, random)
         truth = bench.census(i, found.labels[i][rung].text, scorer)
         bar.advance()
         if interval.lo is None or interval.hi is None or truth is None:
@@ -225,6 +224,20 @@ def _read_by(cfg: SimulatorSection) -> tuple[str | None, str | None]:
     if cfg.kind == "logprob":
         return model_of(cfg).name, prompts.fingerprint(cfg.prompt_file)
     return (cfg.encoder if cfg.kind == "embedding" else None), None
+
+
+def store_certificate(settings: Settings, found: Certificate) -> Path:
+    """Keep the certificate of the configured simulator in the run's database, where reports look for it; its path.
+
+    Raises StoreBusy while a run writes there.
+    """
+    row = Certified(
+        keys.simulator_id(settings, settings.simulator.kind), found.scorer, found.model, found.prompt_hash, found.date,
+        found.version, json.dumps(found.as_json()),
+    )  # fmt: skip
+    with Store.create(settings.database) as store:
+        store.add([row])
+    return settings.database
 
 
 def as_json(certificates: Sequence[Certificate]) -> dict[str, Any]:

@@ -260,7 +260,8 @@ def certify(
 ) -> None:
     """Can the grader be believed? Grades it on planted features whose truth is known, with labels of known quality.
 
-    Needs no model: the reference simulator is told what every label means, and errs at known rates.
+    Needs no model: the reference simulator is told what every label means, and errs at known rates. With --simulator
+    the certificate is kept in the run's database, and reports of what that simulator graded print it.
 
         autointerp certify
         autointerp certify --simulator --features 20
@@ -284,6 +285,8 @@ def certify(
         return
     with Bar() as bar:
         found = certification.run(settings, bar, configured=simulator, per_density=features)
+    if simulator:
+        _say(f"the certificate of {found[-1].scorer} is in {certification.store_certificate(settings, found[-1])}")
     if json_:
         print(json.dumps(certification.as_json(found), indent=2, ensure_ascii=False))
     else:

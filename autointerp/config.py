@@ -257,7 +257,7 @@ class SimulatorSection(ModelSection):
     floor_quantile: Share = Field(
         0.95, description="per-label floor: this quantile of its own values on the explain panel"
     )
-    passages: int = Field(40, ge=8, description="logprob, chat: passages per label on score, not score.score_passages")
+    passages: int = Field(40, ge=12, description="logprob, chat: passages per label on score, not score.score_passages")
     prompt: str = Field("", description="logprob, chat: prompt file; empty is simulate-logprob or simulate-chat")
     batch: Positive = Field(8, description="logprob: passages per forward pass; changes speed, not results")
     per_call: Positive = Field(5, description="chat: passages per call")
@@ -317,9 +317,22 @@ class ScoreSection(Section):
     """How predictions are graded."""
 
     select_passages: int = Field(80, ge=8, description="passages per label on the select split (half of them firing)")
-    score_passages: int = Field(160, ge=8, description="passages per label on the score split (half of them firing)")
+    score_passages: int = Field(160, ge=12, description="passages per label on the score split (half of them firing)")
     bootstrap: Positive = Field(1000, description="document bootstrap draws behind each interval")
     nulls: Count = Field(20, description="labels of other features that each feature is also scored with")
+
+
+class VerdictSection(Section):
+    """What is held against a label: thresholds chosen on planted truth."""
+
+    no_pattern: float = Field(0.1, ge=-1, le=1, description="no_pattern: r_rank below this")
+    max_q: float = Field(0.05, gt=0, le=1, description="no_pattern: null_q above this, where there are nulls enough")
+    collides: Share = Field(0.5, description="collides: discrimination at or below this")
+    precision: Share = Field(0.8, description="too_broad: precision below this")
+    recall: Share = Field(0.65, description="too_narrow: recall below this")
+    recall_low: Share = Field(0.5, description="too_narrow: recall_low below this")
+    claimed_own: Share = Field(0.5, description="token_only: too broad, and claimed_own at or above this")
+    passages: Count = Field(5, description="passages kept as evidence of a verdict")
 
 
 class LlmSection(Section):
@@ -377,6 +390,7 @@ class Settings(Section):
     simulator: SimulatorSection = SimulatorSection()  # type: ignore[call-arg]
     judge: JudgeSection = JudgeSection()  # type: ignore[call-arg]
     score: ScoreSection = ScoreSection()  # type: ignore[call-arg]
+    verdict: VerdictSection = VerdictSection()  # type: ignore[call-arg]
     llm: LlmSection = LlmSection()  # type: ignore[call-arg]
     price: tuple[PriceSection, ...] = PRICES
 

@@ -1,11 +1,11 @@
 """The scoring set of a label: which passages of a split it is tested on, and what each stands for.
 
 A  firing passages, from the feature's uniform sample (so all deciles of the peak are there in proportion);
-B  hard negatives: silent panel passages that the label's own simulator claims, or that hold the feature's own top
-   tokens;
+B  hard negatives: silent panel passages that the label's cheap proxy claims, that hold the feature's own top tokens, or
+   where a neighbour fires;
 C  the other silent panel passages.
-Drawn by keyed hashes of (seed, feature, passage), so nothing depends on order, and two labels of a feature share what
-they can. Which hashes win never depends on what a label scores.
+`strata` says how many of each. Drawn by keyed hashes of (seed, feature, passage), so nothing depends on order, and two
+labels of a feature share what they can. Which hashes win never depends on what a label scores.
 """
 
 from dataclasses import dataclass
@@ -13,16 +13,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import strata
 from autointerp.config import ScoreSection
 from autointerp.evidence import PanelIndex, Texts
 from autointerp.keep import mix, salted
 from autointerp.metrics import balanced_threshold
-from autointerp.rows import Draw, Split, Stratum
+from autointerp.rows import Draw, Neighbour, Split, Stratum
 from autointerp.simulators import Simulator
 from autointerp.store import Store
 
 OWN_TOKENS = 5  # the feature's heaviest tokens; silent passages that hold one are hard negatives
+NEIGHBOURS = 5  # nearest features of each kind (by firing, by decoder) in whose passages hard negatives are looked for
+# Neighbours are taken, nearest first, while together they fire in no more than this share of the silent passages: where
+# a feature fires everywhere it makes nothing a hard negative, and "the other silent passages" have to be left.
+NEAR = 0.25
 CALIBRATION_LABELS = 64  # labels that the claim threshold is fitted on
+STRATA: dict[str, Stratum] = {"fires": "A", "claimed": "B", "token": "B", "neighbour": "B", "rival": "B", "silent": "C"}
 
 
 @dataclass(frozen=True)
@@ -33,12 +39,15 @@ class Cell:
     kind: str
     passages: NDArray[np.int64]
     population: float
+    panel: int | None = None  # panel passages of the kind; None where the population is exact
 
     def rows(self, explanation_id: str, scorer_id: str, split: Split) -> list[Draw]:
         """The cell as rows of `draw`."""
         weight = self.population / len(self.passages) if len(self.passages) else 0.0
         return [
-            Draw(explanation_id, scorer_id, split, passage, self.stratum, self.kind, self.population, weight)
+            Draw(
+                explanation_id, scorer_id, split, passage, self.stratum, self.kind, self.population, weight, self.panel
+            )
             for passage in self.passages.tolist()
         ]
 
@@ -72,15 +81,11 @@ class Design:
         """What every scoring set of a feature shares; the last feature asked about is held."""
         if self._held is None or self._held.feature != feature:
             sample = self.store.excerpts(self.collection_id, feature, self.split, "sample")
-            top = self.store.top_tokens(self.collection_id, feature)[:OWN_TOKENS]
-            key = mix(self.panel.passages.astype(np.uint64) ^ salted(self.seed * 0x10001 + feature, 3))
             self._held = _Facts(
                 feature=feature,
                 sample=sample.passage,
                 firing=sample.passage[: self.size // 2],
-                silent=self.panel.silent(feature),
-                own=np.asarray(np.isin(self.tokens, top).any(axis=1)),
-                order=np.argsort(key, kind="stable"),
+                silent=silent_panel(self.store, self.collection_id, self.panel, self.tokens, feature, self.seed),
             )
         return self._held
 
@@ -91,23 +96,13 @@ class Design:
         """
         facts = self._facts(feature)
         n_firing = float(self.firing_passages[feature])
-        per_passage = (self.n_passages - n_firing) / max(int(facts.silent.sum()), 1)
-        pools = {
-            "claimed": facts.silent & claimed,
-            "token": facts.silent & facts.own & ~claimed,
-            "silent": facts.silent & ~facts.own & ~claimed,
-        }
-        drawn = {kind: self.panel.passages[facts.order[pool[facts.order]]] for kind, pool in pools.items()}
-        wanted = self.size // 4
-        # Half of B from each kind; where one runs short the other fills up.
-        n_token = min(len(drawn["token"]), max(wanted - len(drawn["claimed"]), wanted // 2))
-        n_claimed = min(len(drawn["claimed"]), wanted - n_token)
-        take = {"claimed": n_claimed, "token": n_token, "silent": self.size - self.size // 2 - wanted}
-        strata: dict[str, Stratum] = {"claimed": "B", "token": "B", "silent": "C"}
+        per_passage = (self.n_passages - n_firing) / max(int(facts.silent.silent.sum()), 1)
+        hard = self.size // 4
+        drawn = strata.draw(facts.silent, claimed, hard, self.size - self.size // 2 - hard)
         cells = [Cell("A", "fires", facts.firing, n_firing)]
-        for kind, stratum in strata.items():
-            population = float(pools[kind].sum()) * per_passage
-            cells.append(Cell(stratum, kind, drawn[kind][: take[kind]], population))
+        for kind in strata.KINDS:
+            n = drawn.panel[kind]
+            cells.append(Cell(STRATA[kind], kind, self.panel.passages[drawn.rows[kind]], n * per_passage, n))
         return [cell for cell in cells if len(cell.passages)]
 
 
@@ -116,9 +111,33 @@ class _Facts:
     feature: int
     sample: NDArray[np.int64]  # passage ids
     firing: NDArray[np.int64]  # those of them that a scoring set takes
-    silent: NDArray[np.bool_]  # [panel passage]
-    own: NDArray[np.bool_]  # [panel passage] holds one of the feature's heaviest tokens
-    order: NDArray[np.int64]  # panel passages by keyed hash: those drawn first come first
+    silent: strata.Silent  # what B and C are drawn from
+
+
+def silent_panel(
+    store: Store, collection_id: str, panel: PanelIndex, tokens: NDArray[np.int64], feature: int, seed: int
+) -> strata.Silent:
+    """The panel as one feature sees it.
+
+    tokens  [panel passage, position] ids, -1 after the end
+    """
+    top = store.top_tokens(collection_id, feature)[:OWN_TOKENS]
+    silent = panel.silent(feature)
+    near = np.zeros(len(silent), dtype=bool)
+    for other in _nearest(store.neighbours(collection_id, feature)):
+        more = near.copy()
+        more[panel.firing(other).row] = True
+        if (more & silent).sum() <= NEAR * silent.sum():
+            near = more
+    key = mix(panel.passages.astype(np.uint64) ^ salted(seed * 0x10001 + feature, 3))
+    own = np.asarray(np.isin(tokens, top).any(axis=1))
+    return strata.Silent(silent, own, near, np.argsort(key, kind="stable"))
+
+
+def _nearest(found: list[Neighbour]) -> list[int]:
+    """The nearest of each kind in turn, each feature once."""
+    ranked = sorted((n for n in found if n.rank < NEIGHBOURS), key=lambda n: (n.rank, n.kind != "firing"))
+    return list(dict.fromkeys(n.other for n in ranked))
 
 
 def claim_threshold(design: Design, simulator: Simulator, labels: list[tuple[int, str]]) -> float:

@@ -24,9 +24,22 @@ SCHEMA = pa.schema([
     pa.field("feature_id", pa.string(), nullable=False, metadata={"doc": "dictionary/index"}),
     pa.field("feature", pa.int32(), nullable=False, metadata={"doc": "index within the dictionary"}),
     pa.field("label", pa.string(), metadata={"doc": "the chosen label; null where there is none (see reason)"}),
+    pa.field("verdict", pa.string(), metadata={"doc": "what is the matter with the label: good, too_broad, ..."}),
+    pa.field("evidence", pa.string(), metadata={"doc": "JSON: the numbers that decided it, and passages that show it"}),
     pa.field("r_rank", pa.float64(), metadata={"doc": "Pearson over strata A+B+C of the score split"}),
     pa.field("r_rank_lo", pa.float64(), metadata={"doc": "lower end of its 95 % document-bootstrap interval"}),
     pa.field("r_rank_hi", pa.float64(), metadata={"doc": "upper end"}),
+    pa.field("r_pop", pa.float64(), metadata={"doc": "the same, weighted to the corpus"}),
+    pa.field("r_pop_lo", pa.float64(), metadata={"doc": "lower end of its 95 % interval"}),
+    pa.field("r_pop_hi", pa.float64(), metadata={"doc": "upper end"}),
+    pa.field("f1", pa.float64(), metadata={"doc": "does it fire: F1 over A and claimed passages, weighted"}),
+    pa.field("precision", pa.float64(), metadata={"doc": "of the same passages"}),
+    pa.field("recall", pa.float64(), metadata={"doc": "share of firing passages (A) that the label claims"}),
+    pa.field("auprc", pa.float64(), metadata={"doc": "area under precision over recall, weighted to the corpus"}),
+    pa.field("tnr_b", pa.float64(), metadata={"doc": "share of hard negatives of which it rightly says nothing"}),
+    pa.field("tnr_c", pa.float64(), metadata={"doc": "share of the other silent passages"}),
+    pa.field("null_q", pa.float64(), metadata={"doc": "false discovery rate among labels of other features"}),
+    pa.field("discrimination", pa.float64(), metadata={"doc": "share of neighbours' labels that score below it here"}),
     pa.field("r_tok", pa.float64(), metadata={"doc": "the token look-up table's r on the same passages"}),
     pa.field("lift", pa.float64(), metadata={"doc": "r_rank - r_tok"}),
     pa.field("null", pa.float64(), metadata={"doc": "mean r_rank of other features' labels on this feature"}),
@@ -64,7 +77,8 @@ def _records(reading: Reading) -> list[dict[str, Any]]:
 
 
 def _columns(label: Label) -> dict[str, Any]:
-    return asdict(label)
+    evidence = json.dumps(label.evidence) if label.evidence else None
+    return asdict(label) | label.numbers | {"evidence": evidence}
 
 
 def write(reading: Reading | Sequence[Reading], format: str, folder: Path, output: Path | None = None) -> Path:

@@ -28,6 +28,7 @@ from autointerp.store import Excerpts, Store
 from autointerp.tally import Bar
 
 Opens = Callable[[Store, Settings], Door]
+PAID_SAYS_SO = 1.0  # of 10, on the scale that models answer on
 PAID_NULLS = 50  # features whose null is worked out where the simulator is paid (METHOD: pooled, no p per feature)
 
 
@@ -41,14 +42,14 @@ class Grading:
         self._simulators: dict[str, Simulator] = {}
         self._sample: tuple[tuple[int, Split], Excerpts] | None = None
         self._claimed: dict[tuple[Split, str], NDArray[np.bool_]] = {}  # [panel passage]
+        self._thresholds: dict[str, float] = {}  # by kind of simulator
 
     def for_run(self, run: Run) -> "Grading":
         """The same means for another set of candidates of the same collection: what has been loaded is shared."""
         if run == self.run:
             return self
         found = copy.copy(self)
-        found.run, found._claimed = run, {}
-        found.__dict__.pop("threshold", None)  # fitted on the candidates
+        found.run, found._claimed, found._thresholds = run, {}, {}  # thresholds are fitted on the candidates
         return found
 
     @cached_property
@@ -88,7 +89,7 @@ class Grading:
         """The simulator that claims hard negatives."""
         return self._simulator(self.settings.simulator.claims)
 
-    def _judge(self, split: Split) -> str:
+    def _grader(self, split: Split) -> str:
         """The kind of simulator that predicts on a split."""
         cfg = self.settings.simulator
         return cfg.claims if cfg.paid and split == "select" else cfg.kind
@@ -134,14 +135,14 @@ class Grading:
     def read_all(self, split: Split, features: list[int]) -> None:
         """Read in everything that grading these features on a split will ask about, in one go."""
         design, cfg = self.design(split), self.settings.simulator
-        firing = [design.firing(f) for f in features] if self._judge(split) == cfg.claims else []
+        firing = [design.firing(f) for f in features] if self._grader(split) == cfg.claims else []
         self._read_in(cfg.claims, np.concatenate([design.panel.passages, *firing]))
 
-    def predict(self, label: str, passages: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The simulator's predictions [passage, token] for a label; passages are read in where they are new."""
+    def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The simulator's predictions [label, passage, token]; passages are read in where they are new."""
         self.read(passages)
         kind = self.settings.simulator.kind
-        return self.simulator.predict([_told(kind, label)], passages)[0]
+        return self.simulator.predict([_told(kind, label) for label in labels], passages)
 
     def predict_all(
         self, wanted: Sequence[tuple[str, NDArray[np.int64]]], split: Split
@@ -150,7 +151,7 @@ class Grading:
 
         Raises Unreachable or BudgetSpent after everything that is complete.
         """
-        kind = self._judge(split)
+        kind = self._grader(split)
         simulator = self._simulator(kind)
         self._read_in(kind, np.concatenate([np.empty(0, dtype=np.int64), *(passages for _, passages in wanted)]))
         if isinstance(simulator, AskingSimulator):
@@ -161,19 +162,35 @@ class Grading:
 
     # -- scoring sets ----------------------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def threshold(self) -> float:
         """The peak above which the proxy claims a passage, fitted on select."""
-        kind = self.settings.simulator.claims
-        candidates = self.store.explanations(self.run.collection_id, self.run.explainer_ids, self.run.features or [])
-        first: dict[int, str] = {}
-        for explanation in candidates:
-            if explanation.label is not None:
-                first.setdefault(explanation.feature, _told(kind, self.key(explanation)))
-        design = self.design("select")
-        self._read_in(kind, design.panel.passages)
-        self._read_in(kind, np.concatenate([design.sample(f) for f in first] or [np.empty(0, dtype=np.int64)]))
-        return claim_threshold(design, self.proxy, sorted(first.items()))
+        return self._threshold(self.settings.simulator.claims)
+
+    @property
+    def says_so(self) -> float:
+        """The predicted peak above which the simulator says that the feature fires in a passage.
+
+        Fitted on select like the proxy's, which it may be; a paid simulator sees nothing of select, and says so above
+        PAID_SAYS_SO.
+        """
+        cfg = self.settings.simulator
+        return PAID_SAYS_SO if cfg.paid else self._threshold(cfg.kind)
+
+    def _threshold(self, kind: str) -> float:
+        if kind not in self._thresholds:
+            candidates = self.store.explanations(
+                self.run.collection_id, self.run.explainer_ids, self.run.features or []
+            )
+            first: dict[int, str] = {}
+            for explanation in candidates:
+                if explanation.label is not None:
+                    first.setdefault(explanation.feature, _told(kind, self.key(explanation)))
+            design = self.design("select")
+            self._read_in(kind, design.panel.passages)
+            self._read_in(kind, np.concatenate([design.sample(f) for f in first] or [np.empty(0, dtype=np.int64)]))
+            self._thresholds[kind] = claim_threshold(design, self._simulator(kind), sorted(first.items()))
+        return self._thresholds[kind]
 
     def cells(self, feature: int, labels: Sequence[str], split: Split) -> list[list[Cell]]:
         """The scoring set of each of these labels of a feature, on one split."""
@@ -204,6 +221,11 @@ class Grading:
         found = np.array(sorted(features), dtype=np.int64)
         order = np.argsort(mix(found.view(np.uint64) ^ salted(self.settings.run.seed, 5)), kind="stable")
         return set(found[order[:PAID_NULLS]].tolist())
+
+    @cached_property
+    def explain_tokens(self) -> NDArray[np.int64]:
+        """Token ids of the explain panel, [passage, token], -1 after the end."""
+        return self.texts.grid(self.evidence.panel.passages, self.settings.collect.passage_tokens)[0]
 
     @property
     def n_nulls(self) -> int:

@@ -21,7 +21,7 @@ from autointerp.config import fingerprint
 from autointerp.errors import BudgetSpent, Unreachable
 from autointerp.grading import Grading
 from autointerp.judges import Item, detection, fuzzing
-from autointerp.judges.verdicts import Panel, Question, Verdict
+from autointerp.judges.replies import Panel, Question, Verdict
 from autointerp.llm import Door
 from autointerp.rows import Draw, Explanation, Judgement, Score, Split, Status, Stratum
 from autointerp.tally import Tally

@@ -187,4 +187,23 @@ STEPS: tuple[tuple[str, str], ...] = (
         ALTER TABLE run ADD COLUMN detector_id VARCHAR;
         """,
     ),
+    (
+        "m010_verdicts",
+        """
+        ALTER TABLE draw ADD COLUMN panel INTEGER;
+        CREATE TABLE verdict (
+            verdict_id VARCHAR NOT NULL, explanation_id VARCHAR NOT NULL, collection_id VARCHAR NOT NULL,
+            feature INTEGER NOT NULL, simulator_id VARCHAR NOT NULL, scorer_id VARCHAR NOT NULL,
+            thresholds_id VARCHAR NOT NULL, verdict VARCHAR, reason VARCHAR, evidence VARCHAR NOT NULL,
+            CHECK ((verdict IS NULL) = (reason IS NOT NULL)),
+            CHECK (verdict IN ('good', 'too_broad', 'too_narrow', 'token_only', 'collides', 'no_pattern', 'dense',
+                               'insufficient_data'))
+        );
+        CREATE TABLE certificate (
+            simulator_id VARCHAR NOT NULL, scorer VARCHAR NOT NULL, model VARCHAR, prompt_hash VARCHAR,
+            date VARCHAR NOT NULL, code_version VARCHAR NOT NULL, certificate VARCHAR NOT NULL,
+            certified_at TIMESTAMP NOT NULL DEFAULT now()
+        );
+        """,
+    ),
 )

@@ -15,14 +15,17 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from autointerp.report import Label, Reading, fit_line, number
+from autointerp.report import Label, Reading, fit_line, number, scorer_line
 from autointerp.show import KINDS, Context, Found, Library, visible, window
 from autointerp.store import Store
+from autointerp.verdicts import MEANING
 
 TEMPLATES = Path(__file__).parent / "templates"
 AROUND = 31  # tokens shown on either side of the peak of a context
 # (features, contexts per kind): a page stays below about 5 MB by showing fewer contexts of more features.
-BUDGET = ((300, {"top": 4, "sample": 4, "B": 3}), (800, {"top": 2, "sample": 2, "B": 1}))
+BUDGET = (
+    (300, {"evidence": 3, "top": 4, "sample": 4, "B": 3}), (800, {"evidence": 1, "top": 2, "sample": 2, "B": 1})
+)  # fmt: skip
 FAINT = 0.05  # predictions below this share of the largest are not drawn
 
 # Colours that matplotlib writes, and what the page's style sheet makes of them, so that charts follow dark mode.
@@ -55,14 +58,16 @@ def render(reading: Reading, store: Store) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
-    environment.filters |= {"number": _figure, "visible": visible, "share": _share, "fit_line": fit_line}
+    environment.filters |= {"number": _figure, "visible": visible, "share": _share}
+    environment.filters |= {"fit_line": fit_line, "scorer_line": scorer_line}
     script = (TEMPLATES / "report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows = _rows(reading, store)
     return environment.get_template("report.html.j2").render(
         r=reading, s=reading.summary, c=reading.collection, rows=rows, script=Markup(script), digest=digest,
         style=Markup((TEMPLATES / "report.css").read_text("utf-8")),
-        reasons=_reasons(reading), distribution=_distribution(reading.labels), scatter=_scatter(reading.labels),
+        reasons=_reasons(reading), meaning=MEANING,
+        distribution=_distribution(reading.labels), scatter=_scatter(reading.labels),
     )  # fmt: skip
 
 

@@ -26,8 +26,11 @@ F32 = NDArray[np.float32]
 _Kind = tuple[Literal["firing", "decoder"], NDArray[np.int64], F32]  # kind, numbers of the others, similarities
 
 
-def run(store: Store, collection_id: str, dictionary: Dictionary, features: Sequence[int], bar: Bar) -> Tally:
-    """Find the neighbours of the features that have none yet. One unit is a feature."""
+def run(store: Store, collection_id: str, dictionary: Dictionary | None, features: Sequence[int], bar: Bar) -> Tally:
+    """Find the neighbours of the features that have none yet. One unit is a feature.
+
+    dictionary  None where features have no decoder (planted ones): they are related by firing alone
+    """
     started = time.perf_counter()
     tally = Tally("relate")
     known = store.related(collection_id)
@@ -36,15 +39,17 @@ def run(store: Store, collection_id: str, dictionary: Dictionary, features: Sequ
         return tally
     row = store.collection(collection_id)
     assert row is not None
-    fires = firing_matrix(store.panel(collection_id, "explain"), int(row["passage_tokens"]), dictionary.width)
-    everyone = np.arange(dictionary.width)
-    written, directions = decoder_directions(dictionary)
+    width = int(row["width"])
+    fires = firing_matrix(store.panel(collection_id, "explain"), int(row["passage_tokens"]), width)
+    everyone = np.arange(width)
+    written, directions = (None, None) if dictionary is None else decoder_directions(dictionary)
     bar.start("relate", total=len(pending), unit="features")
     for chunk in _chunks(pending):
         rows: list[Neighbour] = []
-        by_firing: _Kind = ("firing", everyone, firing_together(fires, chunk))
-        by_decoder: _Kind = ("decoder", written, cosines(directions, np.searchsorted(written, chunk)))
-        for kind, numbers, similarity in (by_firing, by_decoder):
+        kinds: list[_Kind] = [("firing", everyone, firing_together(fires, chunk))]
+        if written is not None and directions is not None:
+            kinds.append(("decoder", written, cosines(directions, np.searchsorted(written, chunk))))
+        for kind, numbers, similarity in kinds:
             for feature, found in zip(chunk, similarity, strict=True):
                 rows += [
                     Neighbour(collection_id, feature, kind, rank, int(numbers[i]), float(found[i]))

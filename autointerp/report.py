@@ -6,6 +6,7 @@ Every mean is printed with how many features it covers and how many it lost, by 
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from rich.panel import Panel as Box
 from rich.table import Table
 from rich.text import Text
 
-from autointerp import metrics
+from autointerp import metrics, verdicts
 from autointerp.config import Settings
 from autointerp.draws import OWN_TOKENS
 from autointerp.errors import StoreError
+from autointerp.grades import METRICS
 from autointerp.population import Population, population
-from autointerp.rows import Run, Score
+from autointerp.rows import Run, Score, Verdict
 from autointerp.store import Store
 from autointerp.text import printable, words
 
@@ -31,6 +33,7 @@ JUDGED = {  # kind of judge -> its metrics, by what they are called in print
     "detection": {"f1": "F1", "balanced_accuracy": "balanced accuracy", "tnr_b": "TNR_B", "tnr_c": "TNR_C"},
     "fuzzing": {"accuracy": "accuracy"},
 }
+FIELDS = ("r_rank", "r_tok", "lift", "null", "r_pop", "f1")  # metrics that are fields of a label
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,19 @@ class Label:
     label: str | None
     method: str | None
     model: str | None
+    verdict: str | None  # good, too_broad ...; None where none was given
     r_rank: float | None
     r_rank_lo: float | None
     r_rank_hi: float | None
     r_tok: float | None
     lift: float | None
     null: float | None
+    r_pop: float | None
+    r_pop_lo: float | None
+    r_pop_hi: float | None
+    f1: float | None
+    numbers: dict[str, float | None]  # every other metric of the chosen label on score, by name
+    evidence: dict[str, Any]  # of the verdict: numbers against thresholds, and passages that show it
     n_passages: int  # passages that r_rank was computed on
     quotes: bool  # the label holds one of the feature's heaviest tokens word for word
     reason: str | None
@@ -67,6 +77,7 @@ class Reading:
     labels: list[Label]
     summary: dict[str, Any]
     judged: dict[int, dict[str, float | None]]  # feature -> metric of a judge -> value; {} where nobody was asked
+    certificate: dict[str, Any] | None  # of the simulator that graded; None: uncertified
     alone: bool = True  # False where the configuration has other dictionaries, which have readings of their own
 
 
@@ -82,11 +93,14 @@ def read(store: Store, dictionary: str | None = None) -> Reading:
     if row is None:
         raise StoreError(f"{store.path}: nothing has been collected yet; `autointerp run` does it")
     found = population(store, run.collection_id, settings.features)
-    labels = _labels(store, run, found, row["dictionary"])
+    by = verdicts.thresholds_id(settings.verdict)
+    labels = _labels(store, run, found, row["dictionary"], store.verdicts(run, by))
     judged = _judged(store, run, labels)
-    summary = _summary(store, run, found, labels, judged)
+    known = store.certificate(run.simulator_id)
+    certificate = None if known is None else json.loads(known.certificate)
+    summary = _summary(store, run, found, labels, judged) | {"scorer": _scorer(settings, certificate)}
     values = {f: {metric: score.value for metric, score in by.items()} for f, by in judged.items()}
-    return Reading(run, settings, row, found, labels, summary, values, alone)
+    return Reading(run, settings, row, found, labels, summary, values, certificate, alone)
 
 
 def read_all(store: Store) -> list[Reading]:
@@ -94,7 +108,20 @@ def read_all(store: Store) -> list[Reading]:
     return [read(store, run.dictionary) for run in store.latest_runs()]
 
 
-def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[Label]:
+def _scorer(settings: Settings, certificate: dict[str, Any] | None) -> dict[str, Any]:
+    """Who graded, and what it was found able to do: gates that hold and gates that do not."""
+    cfg = settings.simulator
+    found: dict[str, Any] = {"kind": cfg.kind, "model": (cfg.model or None) if cfg.paid else None}
+    if certificate is None:
+        return found | {"certified": None}
+    holds = certificate["holds"]
+    return found | {
+        "certified": certificate["date"], "holds": [name for name, ok in holds.items() if ok],
+        "fails": [name for name, ok in holds.items() if not ok],
+    }  # fmt: skip
+
+
+def _labels(store: Store, run: Run, found: Population, dictionary: str, judged: Mapping[str, Verdict]) -> list[Label]:
     chosen = {e.feature: e for e in store.chosen(run)}
     scores: dict[tuple[str, str], Score] = {(s.explanation_id, s.metric): s for s in store.scores(run, "score")}
     failed = {
@@ -105,12 +132,9 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
     labels = []
     for feature in run.features or []:
         explanation = chosen.get(feature)
-        by_metric = (
-            {m: scores.get((explanation.explanation_id, m)) for m in ("r_rank", "r_tok", "lift", "null")}
-            if explanation
-            else {}
-        )
-        rank = by_metric.get("r_rank")
+        key = explanation.explanation_id if explanation else None
+        by_metric = {m: scores.get((key, m)) for m in METRICS} if key else {}
+        rank, pop, verdict = by_metric.get("r_rank"), by_metric.get("r_pop"), judged.get(key or "")
 
         def value(metric: str, of: dict[str, Score | None] = by_metric) -> float | None:
             found_score = of.get(metric)
@@ -123,10 +147,13 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
             feature=feature, feature_id=f"{dictionary}/{feature}", kind=found.kind(feature),
             density=float(found.density[feature]), label=explanation.label if explanation else None,
             method=explanation.method if explanation else None, model=explanation.model if explanation else None,
+            verdict=verdict.verdict if verdict else None, evidence=json.loads(verdict.evidence) if verdict else {},
+            r_pop=value("r_pop"), r_pop_lo=pop.lo if pop else None, r_pop_hi=pop.hi if pop else None, f1=value("f1"),
+            numbers={m: value(m) for m in METRICS if m not in FIELDS},
             r_rank=value("r_rank"), r_rank_lo=rank.lo if rank else None, r_rank_hi=rank.hi if rank else None,
             r_tok=value("r_tok"), lift=value("lift"), null=value("null"), n_passages=rank.n if rank else 0,
             quotes=_quotes(explanation.label if explanation else None, own),
-            reason=reason, explanation_id=explanation.explanation_id if explanation else None,
+            reason=reason, explanation_id=key,
         ))  # fmt: skip
     return labels
 
@@ -169,6 +196,7 @@ def _summary(
     scored = np.array([label.r_rank for label in eligible if label.r_rank is not None])
     return {
         "run": run.name,
+        "verdicts": _counts(labels),
         "features": sum(label.r_rank is not None for label in labels),
         "r_rank": {
             "mean": mean.value, "median": _median(graded), "lo": mean.lo, "hi": mean.hi, "n": len(graded),
@@ -178,6 +206,8 @@ def _summary(
         "r_tok": _mean_and_n([label.r_tok for label in eligible]),
         "unquoted": _mean_and_n([label.r_rank for label in eligible if label.label and not label.quotes]),
         "lift": _mean_and_n([label.lift for label in eligible]),
+        "r_pop": _mean_and_n([label.r_pop for label in eligible]),
+        "f1": _mean_and_n([label.f1 for label in eligible]),
         "null": _mean_and_n([label.null for label in eligible]),
         "beats_lookup": sum((label.lift or 0.0) > 0 for label in eligible),
         "by_explainer": _by_explainer(store, run, {label.feature for label in eligible}),
@@ -188,6 +218,12 @@ def _summary(
         "peak_memory_mb": max((s["peak_memory_mb"] for s in store.stages(run.run_id)), default=None),
         "llm": store.call_totals(run.collection_id, run.explainer_ids),
     }  # fmt: skip
+
+
+def _counts(labels: list[Label]) -> dict[str, int]:
+    """Labels by verdict; `unjudged` are those of features without a label, or without a grade yet."""
+    counts = Counter(label.verdict or "unjudged" for label in labels)
+    return {word: counts[word] for word in (*verdicts.WORDS, "unjudged") if counts[word]}
 
 
 def _by_explainer(store: Store, run: Run, eligible: set[int]) -> dict[str, dict[str, float | int | None]]:
@@ -269,20 +305,23 @@ def to_terminal(reading: Reading, console: Console, limit: int | None = None) ->
     wide = console.width >= 104  # in a narrow terminal the label matters more than the last columns
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("feature", justify="right", style="cyan")
+    table.add_column("verdict", no_wrap=True)
     table.add_column("label", ratio=1, overflow="fold")
-    for name in ("r_rank", "95 %", "r_tok", "lift", *(("null", "density", "by") if wide else ())):
+    beside, last = (["r_pop", "f1"], ["null", "by"]) if wide else ([], [])
+    for name in ["r_rank", "95 %", *beside, "r_tok", "lift", *last]:
         table.add_column(name, justify="right", no_wrap=True)
     for label in labels[:limit]:
         text = Text(printable(label.label)) if label.label else Text(f"({label.reason})", style="dim")
         cells: list[Text | str] = [
             _grade(label.r_rank),
             _ends(label.r_rank_lo, label.r_rank_hi),
+            *((number(label.r_pop), number(label.f1)) if wide else ()),
             number(label.r_tok),
             number(label.lift, "+.2f"),
         ]
         if wide:
-            cells += [number(label.null), f"{label.density:.1e}", label.method or ""]
-        table.add_row(str(label.feature), text, *cells)
+            cells += [number(label.null), label.method or ""]
+        table.add_row(str(label.feature), _word(label.verdict), text, *cells)
     parts: list[Any] = [table]
     if limit is not None and len(labels) > limit:
         parts.append(Text(f"... and {len(labels) - limit} more (--all shows them)", style="dim"))
@@ -301,6 +340,8 @@ def headline(reading: Reading) -> list[str]:
         f"{kinds['live']:,} live features: "
         f"{kinds['eligible']:,} eligible, {kinds['dense']:,} dense, "
         f"{kinds['too_rare']:,} too rare; {kinds['dead']:,} dead",
+        f"verdict {', '.join(f'{n} {word}' for word, n in s['verdicts'].items()).replace('_', ' ')}",
+        f"scorer  {scorer_line(s['scorer'])}",
         f"check   {fit_line(s['fit'])}",
         f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], "
         f"median {number(rank['median'])}, n = {rank['n']} (lost: {lost})",
@@ -331,6 +372,15 @@ def _judge_lines(judges: dict[str, Any]) -> list[str]:
     return lines
 
 
+def scorer_line(scorer: dict[str, Any]) -> str:
+    """Whether the simulator that graded is certified, in one line."""
+    name = scorer["kind"] + (f" ({scorer['model']})" if scorer["model"] else "")
+    if scorer["certified"] is None:
+        return f"{name}, UNCERTIFIED: `autointerp certify --simulator` says how far its grades can be believed"
+    holds, fails = (", ".join(scorer[part]) or "nothing" for part in ("holds", "fails"))
+    return f"{name}, certified {scorer['certified']} on planted truth: holds {holds}; does not hold {fails}"
+
+
 def fit_line(fit: dict[str, Any] | None) -> str:
     """Whether the dictionary encodes this subject as it was trained to, in one line."""
     if fit is None:
@@ -350,6 +400,13 @@ def number(value: float | None, spec: str = ".2f") -> str:
 
 def _ends(lo: float | None, hi: float | None) -> str:
     return "-" if lo is None or hi is None else f"{lo:.2f}..{hi:.2f}"
+
+
+def _word(verdict: str | None) -> Text:
+    if verdict is None:
+        return Text("-", style="dim")
+    style = {"good": "bold green", "no_pattern": "red"}.get(verdict, "yellow")
+    return Text(verdict.replace("_", " "), style=style)
 
 
 def _grade(value: float | None) -> Text:

@@ -48,7 +48,7 @@ class Run(Row):
         str | None, "judge whose detection_f1 on select chooses the label, before r_rank; NULL: r_rank alone"
     ] = None
 
-    def judge(self, split: Split) -> str:
+    def grader(self, split: Split) -> str:
         """The id of the simulator that grades on a split."""
         return self.chooser_id if split == "select" and self.chooser_id is not None else self.simulator_id
 
@@ -233,11 +233,16 @@ class Draw(Row):
     split: Annotated[Split, "split the passage is from"]
     passage_id: Annotated[int, "the passage"]
     stratum: Annotated[Stratum, "A fires; B silent hard negative; C other silent"]
-    kind: Annotated[str, "cell within the stratum: fires, claimed, token, silent, or rival (B of another candidate)"]
+    kind: Annotated[
+        str, "cell within the stratum: fires; claimed, token, neighbour, rival (B of another candidate); silent"
+    ]
     population: Annotated[
         float, "passages of the split that the cell stands for; 0 for rival, which is for ranking only"
     ]
     weight: Annotated[float, "population over passages drawn from the cell"]
+    panel: Annotated[
+        int | None, "panel passages of the cell, which its population is the share of; NULL: it is exact"
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,13 +290,47 @@ class Score(Row):
     split: Annotated[Split, "passages it was computed on"]
     simulator_id: Annotated[str, "who predicted, or judged"]
     scorer_id: Annotated[str, "scoring design"]
-    metric: Annotated[str, "r_rank, r_tok, lift, null; of judges detection_f1 ..., fuzzing_accuracy"]
+    metric: Annotated[str, "what the number is: METRICS in grades.py; of judges detection_f1 ..., fuzzing_accuracy"]
     status: Annotated[Status, "ok, or why there is no value"]
     value: Annotated[float | None, "the number; NULL unless ok"]
     lo: Annotated[float | None, "lower end of the 95 % interval; NULL where the metric has none"]
     hi: Annotated[float | None, "upper end"]
-    n: Annotated[int, "what it was computed over: passages, or null labels for metric = null"]
+    n: Annotated[int, "what it was computed over: passages; labels for null, null_p, discrimination; tests for null_q"]
     reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict(Row):
+    """What is the matter with the chosen label of a feature, and what shows it."""
+
+    table: ClassVar[str] = "verdict"
+    verdict_id: Annotated[str, "hash of explanation, simulator, design and thresholds"]
+    explanation_id: Annotated[str, "the label"]
+    collection_id: Annotated[str, "its collection"]
+    feature: Annotated[int, "its feature"]
+    simulator_id: Annotated[str, "who predicted"]
+    scorer_id: Annotated[str, "scoring design"]
+    thresholds_id: Annotated[str, "hash of the section [verdict] that it was judged by"]
+    verdict: Annotated[
+        str | None,
+        "good, too_broad, too_narrow, token_only, collides, no_pattern, dense, insufficient_data; NULL: no grade",
+    ]
+    reason: Annotated[str | None, "why there is none; NULL where there is a verdict"]
+    evidence: Annotated[str, "JSON: the numbers that decided against their thresholds, and passages that show it"]
+
+
+@dataclass(frozen=True, slots=True)
+class Certified(Row):
+    """What a simulator was found able to do on planted truth: `autointerp certify --simulator`."""
+
+    table: ClassVar[str] = "certificate"
+    simulator_id: Annotated[str, "the simulator: its kind, model, prompt and parameters"]
+    scorer: Annotated[str, "its kind"]
+    model: Annotated[str | None, "model asked, or encoder"]
+    prompt_hash: Annotated[str | None, "hash of its prompt; NULL where it has none"]
+    date: Annotated[str, "ISO day"]
+    code_version: Annotated[str, "version of autointerp"]
+    certificate: Annotated[str, "the whole of it as JSON: gates, tables, figures"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,5 +361,5 @@ class Call(Row):
 
 TABLES: tuple[type[Row], ...] = (
     Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel, Neighbour,
-    Explanation, Draw, Simulation, Judgement, Score, Call,
+    Explanation, Draw, Simulation, Judgement, Score, Verdict, Certified, Call,
 )  # fmt: skip

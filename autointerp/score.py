@@ -1,48 +1,35 @@
-"""STAGE 4: draw, simulation, excerpt, panel -> score.
+"""STAGE 4: draw, simulation, excerpt, panel -> score, verdict.
 
-Arithmetic only, apart from the null, in which labels of other features are predicted by the same simulator under the
-same rules. Nothing is scored on a passage whose prediction is missing: a label with any missing prediction says so.
+Arithmetic only, apart from what labels of other features are asked for: nulls and neighbours are predicted by the same
+simulator under the same rules. Nothing is scored on a passage whose prediction is missing: a label with any missing
+prediction says so.
 """
 
 import logging
 import time
 from collections import Counter
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp import baselines, metrics
-from autointerp.config import fingerprint
+from autointerp import baselines, conclude, grades, metrics
 from autointerp.errors import Unreachable
+from autointerp.grades import ON_CHOSEN
 from autointerp.grading import Grading
 from autointerp.keep import mix, salted
-from autointerp.population import population
+from autointerp.notes import Notes, score_id
+from autointerp.others import Others
 from autointerp.rows import Draw, Explanation, Score, Split
-from autointerp.store import Sparse
+from autointerp.scoring_set import ScoringSet, marked, scoring_set, simulated
 from autointerp.tally import Tally
 
 log = logging.getLogger(__name__)
 
-STRATA = {"A": 0, "B": 1, "C": 2}
 CHUNK_LABELS = 64  # labels per transaction
-ON_CHOSEN = ("r_tok", "lift", "null")  # metrics of the chosen label alone, on the score split
-
-
-class ScoringSet(NamedTuple):
-    """Passages with their usable tokens and true activations: everything that a metric needs beside predictions."""
-
-    passages: NDArray[np.int64]  # [passage] ids
-    stratum: NDArray[np.int64]  # [passage] 0 A, 1 B, 2 C
-    document: NDArray[np.int64]  # [passage] an integer per document
-    row: NDArray[np.int64]  # [token] row of its passage
-    position: NDArray[np.int64]  # [token] position within it
-    token: NDArray[np.int64]  # [token] token id
-    actual: NDArray[np.float64]  # [token]
 
 
 def run(grading: Grading, split: Split) -> Tally:
-    """Score every label whose simulations are there, on one split. One unit is one number."""
+    """Score every label whose simulations are there, on one split. One unit is one number, or one verdict."""
     started = time.perf_counter()
     store = grading.store
     tally = Tally("score")
@@ -54,17 +41,16 @@ def run(grading: Grading, split: Split) -> Tally:
         for metric in ("r_rank", *(ON_CHOSEN if label.explanation_id in best else ()))
     }
     done = store.scored(list(wanted))
-    simulated = store.simulated(
-        list({label.explanation_id for label, _ in wanted.values()}), grading.run.judge(split), split
+    there = store.simulated(
+        list({label.explanation_id for label, _ in wanted.values()}), grading.run.grader(split), split
     )
     pending: dict[str, tuple[Explanation, list[str]]] = {}
     for key, (label, metric) in wanted.items():
-        if key not in done and label.explanation_id in simulated:  # a feature's simulations are there all or none
+        if key not in done and label.explanation_id in there:  # a feature's simulations are there all or none
             pending.setdefault(label.explanation_id, (label, []))[1].append(metric)
-    if not pending:
-        return tally
-    grading.bar.start(f"score {split}", total=len(pending), unit="labels")
-    nulls = Nulls(grading, chosen) if split == "score" else None
+    if pending:
+        grading.bar.start(f"score {split}", total=len(pending), unit="labels")
+    others = Others(grading, chosen) if split == "score" and pending else None
     jobs = list(pending.values())
     for start in range(0, len(jobs), CHUNK_LABELS):
         rows: list[Score] = []
@@ -72,176 +58,111 @@ def run(grading: Grading, split: Split) -> Tally:
         drawn = store.drawn([label.explanation_id for label, _ in chunk], grading.run.scorer_id, split)
         for label, names in chunk:
             draws = drawn.get(label.explanation_id, [])
+            mine = others if label.explanation_id in best else None
             try:
-                rows += [row for row in _score_label(grading, label, split, draws, nulls) if row.metric in names]
+                rows += [row for row in _score_label(grading, label, split, draws, mine) if row.metric in names]
             except Unreachable as problem:  # a null that was asked of a model: the label's numbers stay pending
                 log.warning("%s", problem)
                 tally.failed["unreachable"] += len(names)
             grading.bar.advance(1)
         with store.transaction():
             store.add(rows)
-        tally.ok += sum(row.status == "ok" for row in rows)
-        tally.failed += Counter(row.reason for row in rows if row.reason is not None)
+        _count(tally, rows)
+    if split == "score":
+        conclude.run(grading, list(chosen.values()), ("r_rank", *ON_CHOSEN), tally)
     tally.seconds = time.perf_counter() - started
     return tally
 
 
-def score_id(grading: Grading, label: Explanation, split: Split, metric: str) -> str:
-    """The key of one number. The scoring design names the passages, so their hash is in it already."""
-    return fingerprint([label.explanation_id, split, grading.run.judge(split), grading.run.scorer_id, metric])
+def _count(tally: Tally, rows: list[Score]) -> None:
+    tally.ok += sum(row.status == "ok" for row in rows)
+    tally.failed += Counter(row.reason for row in rows if row.reason is not None)
 
 
 def _score_label(
-    grading: Grading, label: Explanation, split: Split, draws: list[Draw], nulls: "Nulls | None"
+    grading: Grading, label: Explanation, split: Split, draws: list[Draw], others: Others | None
 ) -> list[Score]:
-    """The rows of one label on one split; on score, the chosen label's baselines beside it."""
-    found = scoring_set(
-        grading, label.feature, split,
-        np.array([d.passage_id for d in draws], dtype=np.int64),
-        np.array([STRATA[d.stratum] for d in draws], dtype=np.int64),
-    )  # fmt: skip
-    predicted, missing = _simulated(grading, label, split, found)
-    note = _Notes(grading, label, split)
+    """The rows of one label on one split; with `others`, of a chosen one: with everything that it has to beat."""
+    found = scoring_set(grading, label.feature, split, draws)
+    predicted, missing = simulated(grading, label, split, found)
+    note = Notes(grading, label, split)
     if missing:
         return [note.without(metric, missing) for metric in ("r_rank", *ON_CHOSEN)]
-    rank = grade(grading, found, predicted, draws=grading.settings.score.bootstrap if split == "score" else 0)
-    rows = [note.number("r_rank", rank, len(found.passages), _why_none(found.actual, predicted))]
-    if nulls is None or not nulls.covers(label):
+    rank = _r_rank(grading, found, predicted, draws=grading.settings.score.bootstrap if split == "score" else 0)
+    rows = [note.number("r_rank", rank, len(found.passages), metrics.why_none(found.actual, predicted))]
+    if others is None:
         return rows
-    table = baselines.lookup(found.token, grading.evidence.mean_by_token(label.feature))
-    tok = metrics.correlation(found.actual, table)
-    rows.append(note.number("r_tok", tok, len(found.passages), _why_none(found.actual, table)))
-    lift = None if rank.value is None or tok is None else rank.value - tok
-    rows.append(note.number("lift", lift, len(found.passages), "no_r_tok" if tok is None else "no_r_rank"))
-    values = nulls.values(label.feature)
-    mean = float(np.mean(values)) if values else None
-    rows.append(note.number("null", mean, len(values), nulls.why_none(label.feature)))
-    return rows
+    rows += _detection(grading, note, found, predicted)
+    rows += _beside_table(grading, note, found, predicted)
+    values = others.nulls(label.feature)
+    why = others.why_no_null(label.feature)
+    rows.append(note.number("null", float(np.mean(values)) if values else None, len(values), why))
+    return [*rows, _null_p(grading, note, rank.value, values, why), _discrimination(note, found, predicted, others)]
 
 
-class _Notes:
-    """Makes the score rows of one label."""
-
-    def __init__(self, grading: Grading, label: Explanation, split: Split) -> None:
-        self.grading, self.label, self.split = grading, label, split
-
-    def number(self, metric: str, value: metrics.Interval | float | None, n: int, reason: str) -> Score:
-        """A row for a value, which may turn out not to exist, for `reason`."""
-        found = value if isinstance(value, metrics.Interval) else metrics.Interval(value, None, None)
-        ok = found.value is not None
-        return Score(
-            score_id=score_id(self.grading, self.label, self.split, metric), explanation_id=self.label.explanation_id,
-            collection_id=self.label.collection_id, feature=self.label.feature, split=self.split,
-            simulator_id=self.grading.run.judge(self.split), scorer_id=self.grading.run.scorer_id, metric=metric,
-            status="ok" if ok else "skipped", value=found.value, lo=found.lo, hi=found.hi, n=n,
-            reason=None if ok else reason,
-        )  # fmt: skip
-
-    def without(self, metric: str, reason: str) -> Score:
-        """A row that says why there is no value."""
-        return self.number(metric, None, 0, reason)
-
-
-def scoring_set(
-    grading: Grading, feature: int, split: Split, passages: NDArray[np.int64], stratum: NDArray[np.int64]
-) -> ScoringSet:
-    """The true activations of a feature on these passages (silent ones are all zeros), on tokens that count."""
-    order = np.argsort(passages, kind="stable")
-    passages, stratum = passages[order], stratum[order]
-    width = grading.settings.collect.passage_tokens
-    tokens, usable = grading.texts.grid(passages, width)
-    actual = np.zeros(tokens.shape)
-    fill(actual, passages, grading.sample(feature, split).firing)
-    documents = [grading.texts.row(int(p)).document_id for p in passages]
-    document = (
-        np.unique(np.array(documents, dtype="U16"), return_inverse=True)[1]
-        if documents
-        else np.empty(0, dtype=np.int64)
-    )
-    row, position = np.nonzero(usable)
-    return ScoringSet(passages, stratum, document, row, position, tokens[row, position], actual[row, position])
-
-
-def fill(grid: NDArray[np.float64], passages: NDArray[np.int64], sparse: Sparse) -> None:
-    """Write sparse values into a [passage, token] grid; passages (ascending ids) that are not in it are passed over."""
-    row = np.searchsorted(passages, sparse.passage)
-    row = np.where(row < len(passages), row, 0)
-    inside = passages[row] == sparse.passage if len(passages) else np.zeros(len(sparse.passage), dtype=bool)
-    lengths = np.diff(sparse.offsets)
-    keep = np.repeat(inside, lengths)
-    grid[np.repeat(row, lengths)[keep], sparse.positions[keep]] = sparse.values[keep]
-
-
-def _simulated(
-    grading: Grading, label: Explanation, split: Split, found: ScoringSet
-) -> tuple[NDArray[np.float64], str | None]:
-    """Predictions on the set's tokens, and the reason why some are missing (None when none is)."""
-    sparse, failed = grading.store.simulations(label.explanation_id, grading.run.judge(split), split)
-    if not len(found.passages):
-        return np.empty(0), "no_passages"
-    lost = [failed.get(int(p), "not_simulated") for p in found.passages[~np.isin(found.passages, sparse.passage)]]
-    if lost:
-        return np.empty(0), Counter(lost).most_common(1)[0][0]
-    grid = np.zeros((len(found.passages), grading.settings.collect.passage_tokens))
-    fill(grid, found.passages, sparse)
-    return grid[found.row, found.position], None
-
-
-def grade(grading: Grading, found: ScoringSet, predicted: NDArray[np.float64], draws: int) -> metrics.Interval:
+def _r_rank(grading: Grading, found: ScoringSet, predicted: NDArray[np.float64], draws: int) -> metrics.Interval:
     """r_rank of predictions on a scoring set; with draws > 0, its document-bootstrap interval."""
     moments = metrics.moments(found.actual, predicted, found.row, len(found.passages))
     if not draws:
         return metrics.Interval(metrics.correlation(found.actual, predicted), None, None)
     # The generator is made of (seed, the set itself), so the order of work cannot matter.
-    key = int(
-        mix(np.array([found.passages.sum()], dtype=np.int64).view(np.uint64) ^ salted(grading.settings.run.seed, 4))[0]
-    )
-    return metrics.r_rank(moments, found.stratum, found.document, draws, np.random.default_rng(key))
+    return metrics.r_rank(moments, found.stratum, found.document, draws, generator(grading, found.passages, 4))
 
 
-def _why_none(actual: NDArray[np.float64], predicted: NDArray[np.float64]) -> str:
-    """Why two series have no correlation."""
-    return "constant_actual" if not len(actual) or np.ptp(actual) == 0 else "constant_prediction"
+def generator(grading: Grading, passages: NDArray[np.int64], purpose: int) -> np.random.Generator:
+    """Random numbers made of the seed and of these passages, whatever is worked on before."""
+    total = np.array([passages.sum()], dtype=np.int64).view(np.uint64)
+    return np.random.default_rng(int(mix(total ^ salted(grading.settings.run.seed, purpose))[0]))
 
 
-class Nulls:
-    """Scores of other features' labels on a feature's passages: what a label gets that has nothing to do with it.
+def _detection(grading: Grading, note: Notes, found: ScoringSet, predicted: NDArray[np.float64]) -> list[Score]:
+    """Does a passage fire? And how well can that be told from which tokens it holds."""
+    marks = marked(grading, note.label.feature, found, predicted)
+    n = {"tnr_b": marks.stratum("B"), "tnr_c": marks.stratum("C"), "recall": marks.fires, "recall_low": marks.weak}
+    n |= dict.fromkeys(("f1", "precision"), marks.of("fires", "claimed")) | {"claimed_own": marks.of("claimed")}
+    rows = [
+        note.number(metric, value, int(n[metric].sum()) if metric in n else len(marks.kind), "no_such_passage")
+        for metric, value in grades.detection(marks, grading.says_so).items()
+    ]
+    looks = _bag_of_words(grading, note.label.feature, marks.passages)
+    value = None if looks is None else metrics.auprc(marks.fires, looks, marks.weight)
+    return [*rows, note.number("bag_of_words", value, len(marks.kind), "nothing_to_learn")]
 
-    Each null label has its own claimed hard negatives, by the same rule as a real one.
-    """
 
-    def __init__(self, grading: Grading, chosen: dict[int, Explanation]) -> None:
-        self.grading = grading
-        self.labels = {feature: grading.key(e) for feature, e in chosen.items()}
-        self.ids = {e.explanation_id for e in chosen.values()}
-        self.features = grading.with_null(chosen)
-        density = population(grading.store, grading.run.collection_id, grading.settings.features).density
-        self.density = {feature: float(density[feature]) for feature in self.labels}
+def _bag_of_words(grading: Grading, feature: int, asked: NDArray[np.int64]) -> NDArray[np.float64] | None:
+    """How much each asked passage looks like those of explain in which the feature fires, by its tokens alone."""
+    evidence, width = grading.evidence, grading.settings.collect.passage_tokens
+    ids, firing, _ = evidence.firing(feature)
+    positive = ids[np.unique(firing.row)]
+    silent = grading.explain_tokens[evidence.panel.silent(feature)]
+    tokens = np.concatenate([grading.texts.grid(positive, width)[0], silent])
+    fires = np.arange(len(tokens)) < len(positive)
+    return baselines.bag_of_words(tokens, fires, grading.texts.grid(asked, width)[0])
 
-    def covers(self, label: Explanation) -> bool:
-        """True for the chosen labels."""
-        return label.explanation_id in self.ids
 
-    def values(self, feature: int) -> list[float]:
-        """r_rank of each null label on the feature; a label whose prediction is constant counts 0, as METHOD says."""
-        grading = self.grading
-        if feature not in self.features:
-            return []
-        others = baselines.shuffled_labels(feature, self.labels, self.density, grading.n_nulls)
-        if not others:
-            return []
-        values = []
-        for (_, label), cells in zip(others, grading.cells(feature, [z for _, z in others], "score"), strict=True):
-            passages = np.concatenate([cell.passages for cell in cells])
-            stratum = np.concatenate([np.full(len(cell.passages), STRATA[cell.stratum]) for cell in cells])
-            found = scoring_set(grading, feature, "score", passages, stratum)
-            predicted = grading.predict(label, found.passages)[found.row, found.position].astype(np.float64)
-            if not np.isnan(predicted).any():  # a lost prediction is no 0
-                values.append(grade(grading, found, predicted, draws=0).value or 0.0)
-        return values
+def _beside_table(grading: Grading, note: Notes, found: ScoringSet, predicted: NDArray[np.float64]) -> list[Score]:
+    """The token look-up table on the same tokens, and what the label adds to it."""
+    table = baselines.lookup(found.token, grading.evidence.mean_by_token(note.label.feature))
+    numbers = grades.beside_table(found.actual, predicted, table, found.unguided)
+    why = {
+        "r_tok": metrics.why_none(found.actual, table), "r_tok_ac": metrics.why_none(found.actual, table),
+        "lift": "no_r_tok" if numbers["r_tok"] is None else "no_r_rank",
+        "partial": "no_r_tok" if numbers["r_tok"] is None else "nothing_left",
+    }  # fmt: skip
+    passages = len(found.passages)
+    n = {"r_tok_ac": int((found.stratum != 1).sum())}
+    return [note.number(name, value, n.get(name, passages), why[name]) for name, value in numbers.items()]
 
-    def why_none(self, feature: int) -> str:
-        """Why a feature has no null."""
-        if feature not in self.features:
-            return "null_of_a_sample"
-        return "no_other_label"
+
+def _null_p(grading: Grading, note: Notes, value: float | None, nulls: list[float], why: str) -> Score:
+    """Permutation p of the label among the labels of other features. Paid simulators have pooled nulls and no p."""
+    if grading.settings.simulator.paid:
+        return note.without("null_p", "pooled_null")
+    if not nulls or value is None:
+        return note.without("null_p", "no_r_rank" if nulls else why)
+    return note.number("null_p", metrics.permutation_p(value, np.array(nulls)), len(nulls), "")
+
+
+def _discrimination(note: Notes, found: ScoringSet, predicted: NDArray[np.float64], others: Others) -> Score:
+    value, n, why = others.discrimination(note.label.feature, found, predicted)
+    return note.number("discrimination", value, n, why)

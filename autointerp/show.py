@@ -17,8 +17,10 @@ from autointerp.report import Label, Reading, number
 from autointerp.rows import Explanation, Score, Split
 from autointerp.store import Sparse, Store
 from autointerp.text import printable
+from autointerp.verdicts import MEANING
 
 KINDS = {
+    "evidence": "what the verdict is based on",
     "top": "strongest passages of the explain split",
     "sample": "a sample of firing passages of the score split (stratum A)",
     "B": "hard negatives of the score split: silent, though the label may claim them (stratum B)",
@@ -79,7 +81,7 @@ class Found:
     max_predicted: float  # over the score split under the chosen label
     top_tokens: list[str]  # heaviest first
     candidates: list[Candidate]  # the chosen one first
-    contexts: dict[str, list[Context]]  # by key of KINDS
+    contexts: dict[str, list[Context]]  # by key of KINDS; evidence first, where the verdict has any
 
 
 class Library:
@@ -173,13 +175,15 @@ class Library:
         sample = _by_passage(self.store.excerpts(self.collection_id, feature, "score", "sample").firing)
         # Passages that were graded come first: beside them the prediction can be seen.
         order = sorted(sample, key=lambda passage: predicted.cells.get(passage, ("", ""))[0] != "A")
-        chosen: dict[str, list[int]] = {"top": list(top)[:limit], "sample": order[:limit]}
+        evidence = label.evidence.get("passages", {}) if label else {}
+        chosen: dict[str, list[int]] = {"evidence": [p for ids in evidence.values() for p in ids][:limit]}
+        chosen |= {"top": list(top)[:limit], "sample": order[:limit]}
         for stratum in ("B", "C"):
             ids = [p for p, (s, cell) in predicted.cells.items() if s == stratum and cell != "rival"]
             # The negatives that the label claims most are the ones to learn from.
             chosen[stratum] = sorted(ids, key=lambda p: (-predicted.peak(p), p))[:limit]
         self.texts.fetch(np.array([p for ids in chosen.values() for p in ids], dtype=np.int64))
-        true = {"top": top, "sample": sample}
+        true = {"evidence": sample, "top": top, "sample": sample}
         return {
             kind: [self._context(kind, passage, true.get(kind, {}).get(passage), predicted) for passage in ids]
             for kind, ids in chosen.items()
@@ -273,6 +277,8 @@ def to_terminal(found: Found, console: Console) -> None:
         f"{found.feature_id}  {found.kind.replace('_', ' ')}, fires on {found.density:.2%} of tokens", style="dim"
     ))  # fmt: skip
     if found.chosen is not None:
+        if found.chosen.verdict is not None:
+            console.print(_verdict(found.chosen))
         console.print(_grades(found.chosen))
     if found.candidates:
         console.print(_rivals(found.candidates))
@@ -285,12 +291,25 @@ def to_terminal(found: Found, console: Console) -> None:
             console.print(_passage(context, found, console.color_system is not None))
 
 
+def _verdict(label: Label) -> Text:
+    """The verdict, what it means, and the numbers against their thresholds."""
+    assert label.verdict is not None
+    parts = Text.assemble(("verdict ", ""), (label.verdict.replace("_", " "), "bold"), f": {MEANING[label.verdict]}")
+    for check in label.evidence.get("numbers", []):
+        sign = ">" if check["wanted"] == "above" else "<"
+        style = "green" if check["holds"] else "red"
+        parts.append(f"\n  {check['metric']} {number(check['value'])}", style=style)
+        parts.append(f" (good is {sign} {check['threshold']:g})", style="dim")
+    return parts
+
+
 def _grades(label: Label) -> Text:
     if label.r_rank is None:
         return Text(f"no grade: {label.reason}", style="yellow")
     ends = f" [{number(label.r_rank_lo)}, {number(label.r_rank_hi)}]" if label.r_rank_lo is not None else ""
     return Text.assemble(
         "r_rank ", (f"{label.r_rank:.2f}", "bold"), f"{ends} on {label.n_passages} passages   ",
+        f"r_pop {number(label.r_pop)} [{number(label.r_pop_lo)}, {number(label.r_pop_hi)}]   f1 {number(label.f1)}\n",
         f"r_tok {number(label.r_tok)}   lift {number(label.lift, '+.2f')}   null {number(label.null)}",
     )  # fmt: skip
 
@@ -342,7 +361,7 @@ def _passage(context: Context, found: Found, coloured: bool) -> Text:
         style = _heat(value / (found.max_activation or 1.0)) + (" underline" if guess >= 0.25 else "")
         line.append(text if coloured or not value else f"«{text}»", style=style if style.strip() else "not dim")
     line.append("…" if shown.stop < len(context.strings) else "")
-    note = context.cell if context.kind in ("B", "C") else None
+    note = context.cell if context.kind in ("B", "C", "evidence") else None
     line.append(
         "  " + visible(" · ".join(part for part in (note, context.reason, context.source) if part)), style="dim"
     )

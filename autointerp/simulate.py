@@ -36,7 +36,7 @@ def run(grading: Grading, split: Split) -> Tally:
     labels = grading.wanted(split)
     ids = [label.explanation_id for label in labels]
     drawn = store.drawn(ids, asked.scorer_id, split)
-    done = store.simulated(ids, asked.judge(split), split)
+    done = store.simulated(ids, asked.grader(split), split)
     by_feature = [(feature, list(group)) for feature, group in groupby(labels, key=lambda e: e.feature)]
     pending = [(f, group) for f, group in by_feature if not all(_complete(e, drawn, done) for e in group)]
     tally = Tally("simulate")
@@ -148,7 +148,7 @@ def _write(grading: Grading, unit: _Unit, split: Split, tally: Tally) -> None:
         why = [lost.get(p) for p in passages.tolist()]
         grading.store.add_columns(Simulation, {
             "explanation_id": [label.explanation_id] * len(passages),
-            "simulator_id": [grading.run.judge(split)] * len(passages),
+            "simulator_id": [grading.run.grader(split)] * len(passages),
             "split": [split] * len(passages),
             "passage_id": passages,
             "status": [found.status if found else "ok" for found in why],

@@ -21,7 +21,21 @@ from numpy.typing import NDArray
 
 from autointerp.errors import StoreBusy, StoreError
 from autointerp.migrations import STEPS
-from autointerp.rows import TABLES, Call, Draw, Explanation, Fit, Neighbour, Passage, Row, Run, Score, Split
+from autointerp.rows import (
+    TABLES,
+    Call,
+    Certified,
+    Draw,
+    Explanation,
+    Fit,
+    Neighbour,
+    Passage,
+    Row,
+    Run,
+    Score,
+    Split,
+    Verdict,
+)
 
 # What a full or failing disk, or too little memory, makes DuckDB raise; anything else is a bug of ours.
 _DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
@@ -522,7 +536,7 @@ class Store:
         found = self._rows(
             f"SELECT * EXCLUDE (select_score, select_reason) FROM ({_CHOSEN}) ORDER BY feature",
             {
-                "simulator": run.judge("select"), "scorer": run.scorer_id, "collection": run.collection_id,
+                "simulator": run.grader("select"), "scorer": run.scorer_id, "collection": run.collection_id,
                 "explainers": run.explainer_ids, "features": run.features or [], "detector": run.detector_id,
             },
         )  # fmt: skip
@@ -581,7 +595,7 @@ class Store:
             "WHERE s.collection_id = ? AND s.split = ? AND s.simulator_id = ? AND s.scorer_id = ? "
             "AND list_contains(?, e.explainer_id) AND list_contains(?, s.feature) "
             "ORDER BY s.feature, s.explanation_id, s.metric",
-            [run.collection_id, split, run.judge(split), run.scorer_id, run.explainer_ids, run.features or []],
+            [run.collection_id, split, run.grader(split), run.scorer_id, run.explainer_ids, run.features or []],
         )
         return [Score(**row) for row in found]
 
@@ -593,6 +607,28 @@ class Store:
             [run.collection_id, split, run.judge_ids or [], run.scorer_id, run.features or []],
         )
         return [Score(**row) for row in found]
+
+    def concluded(self, verdict_ids: Sequence[str]) -> set[str]:
+        """Which of these verdicts exist."""
+        rows = self.db.execute("SELECT verdict_id FROM verdict WHERE list_contains(?, verdict_id)", [list(verdict_ids)])
+        return {verdict for (verdict,) in rows.fetchall()}
+
+    def verdicts(self, run: Run, thresholds_id: str) -> dict[str, Verdict]:
+        """The verdicts of a run's simulator and design by these thresholds, by explanation."""
+        found = self._rows(
+            "SELECT * FROM verdict WHERE collection_id = ? AND simulator_id = ? AND scorer_id = ? "
+            "AND thresholds_id = ? ORDER BY feature, explanation_id",
+            [run.collection_id, run.simulator_id, run.scorer_id, thresholds_id],
+        )
+        return {row["explanation_id"]: Verdict(**row) for row in found}
+
+    def certificate(self, simulator_id: str) -> Certified | None:
+        """The latest certificate of a simulator; None where it is uncertified."""
+        found = self._rows(
+            "SELECT * EXCLUDE certified_at FROM certificate WHERE simulator_id = ? ORDER BY certified_at DESC LIMIT 1",
+            [simulator_id],
+        )
+        return Certified(**found[0]) if found else None
 
     def calls(self, call_ids: Sequence[str]) -> dict[str, Call]:
         """Recorded requests and replies, by id; ids that were never asked are not in it."""

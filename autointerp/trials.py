@@ -6,26 +6,24 @@ computed beside ours, from the same predictions.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp import metrics, relate, strata
+from autointerp import baselines, grades, metrics, relate, strata
 from autointerp.config import FeaturesSection
-from autointerp.draws import OWN_TOKENS
-from autointerp.evidence import PanelIndex, Texts
-from autointerp.keep import mix, salted
+from autointerp.draws import silent_panel
+from autointerp.evidence import ExplainEvidence, PanelIndex, Texts
 from autointerp.metrics import Cell
 from autointerp.planted import Feature, Label, PlantedText, Predicate
 from autointerp.planted.collection import Activations
 from autointerp.population import population
 from autointerp.store import Store
+from autointerp.tally import Bar
 
 I64 = NDArray[np.int64]
 F32 = NDArray[np.float32]
-NEIGHBOURS = 5  # features that fire where it fires
 SCORE = 2  # index of the score split
 PAIRED = ("r_rank", "f1", "f1_design")  # compared on the union of both labels' hard negatives
 ALONE = ("r_pop", "f1_pop", "top_and_random", "random_negatives")  # of each label on its own passages
@@ -81,9 +79,13 @@ class Bench:
         self.panel = PanelIndex(store, collection_id, "score")
         self.n_firing = store.features(collection_id)["n_passages"][SCORE]
         self.kinds = population(store, collection_id, FeaturesSection())  # type: ignore[call-arg]
-        self.tokens, self.usable = Texts(store, collection_id).grid(self.panel.passages, text.width)
+        texts = Texts(store, collection_id)
+        self.evidence = ExplainEvidence(store, collection_id, texts)
+        self.tokens, self.usable = texts.grid(self.panel.passages, text.width)
         self._known_f1: dict[tuple[int, Predicate], float] = {}
         self.score_rows = np.flatnonzero(text.split == SCORE)
+        eligible = np.flatnonzero(self.kinds.eligible).tolist()
+        relate.run(store, collection_id, None, eligible, Bar(False))
 
     @property
     def n_passages(self) -> int:
@@ -94,18 +96,6 @@ class Bench:
     def panel_share(self) -> float:
         """Which share of them is in the panel."""
         return len(self.panel.passages) / self.n_passages
-
-    @cached_property
-    def neighbours(self) -> Mapping[int, Sequence[int]]:
-        """By co-firing in the explain panel, of eligible features with one another."""
-        panel = self.store.panel(self.collection_id, "explain")
-        eligible = np.flatnonzero(self.kinds.eligible)
-        fires = relate.firing_matrix(panel, self.text.width, len(self.features))
-        together = relate.firing_together(fires, eligible.tolist())[:, eligible]
-        return {
-            feature: eligible[relate.nearest(alike, eligible, feature, NEIGHBOURS)].tolist()
-            for feature, alike in zip(eligible.tolist(), together, strict=True)
-        }
 
     def sheet(self, feature: int) -> Sheet:
         """The passages of one feature."""
@@ -133,7 +123,8 @@ class Bench:
         return Sheet(
             passages, text.document[at], actual, np.arange(text.width) < text.length[at][:, None],
             firing=n_panel + np.arange(len(firing)), top=n_panel + len(firing) + np.arange(len(top)),
-            silent=self._silent(feature), n_firing=int(self.n_firing[feature]),
+            silent=silent_panel(self.store, self.collection_id, self.panel, self.tokens, feature, self.seed),
+            n_firing=int(self.n_firing[feature]),
         )  # fmt: skip
 
     def truth(self, feature: int, passages: I64) -> F32:
@@ -146,19 +137,6 @@ class Bench:
         inside = np.flatnonzero(place[cells // self.text.width] >= 0)
         grid[place[cells[inside] // self.text.width], cells[inside] % self.text.width] = values[inside]
         return grid[again]
-
-    def _silent(self, feature: int) -> strata.Silent:
-        own = self.store.top_tokens(self.collection_id, feature)[:OWN_TOKENS]
-        near = np.zeros(len(self.panel.passages), dtype=bool)
-        for other in self.neighbours.get(feature, []):
-            near[self.panel.firing(other).row] = True
-        key = mix(self.panel.passages.astype(np.uint64) ^ salted(self.seed * 0x10001 + feature, 3))
-        return strata.Silent(
-            self.panel.silent(feature),
-            np.asarray(np.isin(self.tokens, own).any(axis=1)),
-            near,
-            np.argsort(key, kind="stable"),
-        )
 
     # -- scoring ---------------------------------------------------------------------------------------------------
 
@@ -202,41 +180,49 @@ class Bench:
 
     def _alone(self, sheet: Sheet, predicted: F32, claimed: NDArray[np.bool_], threshold: float) -> dict[str, float]:
         half = self.size // 2
-        cells = self.cells(sheet, predicted, claimed, threshold)
-        weights = np.concatenate([np.full(len(cell.document), cell.population / len(cell.document)) for cell in cells])
-        rows = np.concatenate([sheet.firing, self._drawn(sheet, claimed)])
-        fires = np.isin(rows, sheet.firing)
-        said = predicted[rows].max(axis=1) > threshold
+        found = self.marked(sheet, predicted, claimed)
         order = sheet.silent.order
         unguided = np.concatenate([sheet.firing, order[sheet.silent.silent[order]][:half]])
+        cells = grades.cells(found, threshold)
         return {
             "r_pop": metrics.r_pop(cells, self.panel_share, 0, np.random.default_rng(0)).value or 0.0,
-            "f1_pop": metrics.f1(metrics.confusion(fires, said, weights)) or 0.0,
+            "f1_pop": metrics.f1(metrics.confusion(found.fires, found.said > threshold, found.weight)) or 0.0,
             "top_and_random": _correlation(sheet, predicted, np.concatenate([sheet.top, order[: len(sheet.top)]])),
             "random_negatives": _f1(sheet, predicted, unguided, threshold),
         }
 
-    def _drawn(self, sheet: Sheet, claimed: NDArray[np.bool_]) -> I64:
-        found = strata.draw(sheet.silent, claimed, self.size // 4, self.size // 4)
-        return np.concatenate([found.rows[kind] for kind in strata.KINDS])
-
-    def cells(self, sheet: Sheet, predicted: F32, claimed: NDArray[np.bool_], threshold: float) -> list[Cell]:
-        """A label's own scoring set, as r_pop takes it: A and what its proxy claims resampled, the rest modelled."""
+    def marked(self, sheet: Sheet, predicted: F32, claimed: NDArray[np.bool_]) -> grades.Marked:
+        """A label's own scoring set with what it predicts there."""
         drawn = strata.draw(sheet.silent, claimed, self.size // 4, self.size // 4)
-        n_silent = max(int(sheet.silent.silent.sum()), 1)
-        document = sheet.document.view(np.int64)
-        fires = self.moments(sheet, predicted, sheet.firing)
-        found = [Cell("fires", fires, document[sheet.firing], float(sheet.n_firing))]
-        for kind in strata.KINDS:
-            rows = drawn.rows[kind]
-            if len(rows):
-                share = drawn.panel[kind] / n_silent
-                hit = None if kind == "claimed" else predicted[rows].max(axis=1) > threshold
-                found.append(Cell(
-                    kind, self.moments(sheet, predicted, rows), document[rows],
-                    share * (self.n_passages - sheet.n_firing), drawn.panel[kind], hit,
-                ))  # fmt: skip
-        return found
+        per_passage = (self.n_passages - sheet.n_firing) / max(int(sheet.silent.silent.sum()), 1)
+        rows = np.concatenate([sheet.firing, *(drawn.rows[kind] for kind in strata.KINDS)])
+        kind = np.repeat(["fires", *strata.KINDS], [len(sheet.firing), *(len(drawn.rows[k]) for k in strata.KINDS)])
+        panel = np.array([-1 if k == "fires" else drawn.panel[k] for k in kind.tolist()], dtype=np.int64)
+        own = np.concatenate([
+            np.ones(len(sheet.firing), dtype=bool), *(sheet.silent.token[drawn.rows[k]] for k in strata.KINDS)
+        ])  # fmt: skip
+        return grades.Marked(
+            sheet.passages[rows], kind, np.where(panel < 0, float(sheet.n_firing), panel * per_passage), panel,
+            sheet.document.view(np.int64)[rows], self.moments(sheet, predicted, rows),
+            sheet.actual[rows].max(axis=1).astype(np.float64), predicted[rows].max(axis=1).astype(np.float64), own,
+        )  # fmt: skip
+
+    def numbers(self, feature: int, sheet: Sheet, label: Label, scorer: Scorer) -> grades.Numbers:
+        """What a run would say of a label, as far as it can be said without the labels of others."""
+        predicted = scorer.predict([label.text], sheet.passages)[0]
+        found = self.marked(sheet, predicted, scorer.claims(label.text, self.panel.passages))
+        at = np.argsort(sheet.passages, kind="stable")
+        rows = at[np.searchsorted(sheet.passages[at], found.passages)]
+        usable = sheet.usable[rows]
+        actual, said = sheet.actual[rows][usable].astype(np.float64), predicted[rows][usable].astype(np.float64)
+        tokens = self.text.tokens[self.text.rows(found.passages)][usable].astype(np.int64)
+        table = baselines.lookup(tokens, self.evidence.mean_by_token(feature))
+        unguided = np.broadcast_to(~found.stratum("B")[:, None], usable.shape)[usable]
+        return {
+            "r_rank": metrics.correlation(actual, said),
+            **grades.detection(found, scorer.threshold),
+            **grades.beside_table(actual, said, table, unguided),
+        }
 
     def moments(self, sheet: Sheet, predicted: F32, rows: I64) -> metrics.Moments:
         """Moments per passage of these rows."""
@@ -246,10 +232,10 @@ class Bench:
         return metrics.moments(actual.astype(np.float64), said.astype(np.float64), row, len(rows))
 
     def own_cells(self, sheet: Sheet, label: Label, scorer: Scorer) -> list[Cell]:
-        """The same, predicted anew."""
+        """A label's own scoring set as r_pop takes it."""
         predicted = scorer.predict([label.text], sheet.passages)[0]
         claimed = scorer.claims(label.text, self.panel.passages)
-        return self.cells(sheet, predicted, claimed, scorer.threshold)
+        return grades.cells(self.marked(sheet, predicted, claimed), scorer.threshold)
 
     def known_f1(self, feature: int, label: Predicate) -> float:
         """F1 of where a label holds against where the feature fires, by token, over the whole text."""

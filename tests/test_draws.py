@@ -5,10 +5,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from autointerp import draws
 from autointerp.config import ScoreSection
-from autointerp.draws import OWN_TOKENS, Cell, Design, claim_threshold
+from autointerp.draws import NEAR, OWN_TOKENS, Cell, Design, claim_threshold
 from autointerp.evidence import Texts
-from autointerp.rows import Collection, Excerpt, Feature, Panel, Passage
+from autointerp.rows import Collection, Excerpt, Feature, Neighbour, Panel, Passage
 from autointerp.store import Store
 
 N, WIDTH, PANEL = 400, 6, 120  # passages of the split, features, panel passages
@@ -128,6 +129,7 @@ def test_hard_negatives_are_claimed_or_hold_an_own_token_and_the_others_neither(
         ("A", "fires"),
         ("B", "claimed"),
         ("B", "token"),
+        ("B", "neighbour"),
         ("C", "silent"),
     }
 
@@ -216,10 +218,48 @@ def test_a_larger_set_contains_the_smaller_one(store: Store, drawn: Design) -> N
 
 
 def test_populations_add_up_in_the_smallest_sets_too(store: Store) -> None:
-    cells = design(store, cfg=ScoreSection(score_passages=8)).cells(2, claims(0.3))
+    cells = design(store, cfg=ScoreSection(score_passages=12)).cells(2, claims(0.3))
     assert sum(c.population for c in cells) == pytest.approx(N)
-    with pytest.raises(ValueError, match="greater than or equal to 8"):  # smaller ones would leave a kind undrawn
-        ScoreSection(score_passages=7)
+    with pytest.raises(ValueError, match="greater than or equal to 12"):  # smaller ones would leave a kind undrawn
+        ScoreSection(score_passages=11)
+
+
+# -- neighbours ---
+
+
+def related(neighbours: list[tuple[str, int, int]], feature: int = 2) -> Iterator[Design]:
+    """A design in which these features (kind, rank, number) are near one."""
+    with Store.memory() as store:
+        WORLD.fill(store)
+        store.add([Neighbour("c", feature, kind, rank, other, 0.5) for kind, rank, other in neighbours])  # type: ignore[arg-type]
+        yield design(store)
+
+
+def test_hard_negatives_are_looked_for_where_a_neighbour_fires(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws, "NEAR", 0.5)
+    for made in related([("firing", 0, 2)], feature=1):
+        cells = made.cells(1, claims(0.0))
+        found = holding(cells, "neighbour")
+        assert found
+        assert set(found) <= WORLD.fires[2] - WORLD.fires[1]
+        assert not set(holding(cells, "silent")) & WORLD.fires[2]
+        assert sum(c.population for c in cells) == pytest.approx(N)
+        assert {c.kind: c.panel for c in cells}["fires"] is None
+        assert sum(c.panel or 0 for c in cells) == made.panel.silent(1).sum()
+
+
+def test_a_feature_that_fires_nearly_everywhere_is_no_neighbour() -> None:
+    for made in related([("firing", 0, 4), ("firing", 1, 1)]):
+        near = made._facts(2).silent.neighbour & made.panel.silent(2)
+        assert 0 < near.sum() <= NEAR * made.panel.silent(2).sum()
+        assert set(holding(made.cells(2, claims(0.0)), "neighbour")) <= WORLD.fires[1], "the next nearest is taken"
+
+
+def test_neighbours_by_decoder_count_as_those_by_firing_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(draws, "NEAR", 0.5)
+    for by_firing, by_decoder in zip(related([("firing", 0, 2)], 1), related([("decoder", 0, 2)], 1), strict=True):
+        sets = [holding(made.cells(1, claims(0.1)), "neighbour") for made in (by_firing, by_decoder)]
+        assert sets[0] == sets[1] != []
 
 
 # -- what counts as claimed ----------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from autointerp.config import Settings
 from autointerp.errors import ConfigError, ReplyError
 from autointerp.judge import numbers
 from autointerp.judges import Item, detection, fuzzing
-from autointerp.judges.verdicts import Panel, understood
+from autointerp.judges.replies import Panel, understood
 from autointerp.llm import Door
 from autointerp.rows import Draw, Stratum
 from autointerp.store import PassageRow, Sparse, Store

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autointerp import report, score, simulate
-from autointerp.rows import Score, Split
+from autointerp import others, report, score, simulate
+from autointerp.grades import METRICS
+from autointerp.rows import Neighbour, Score, Split
+from autointerp.scoring_set import STRATA
 
 from .test_simulate import Bench, MakeBench, Planted, Reader, bench, planted  # noqa: F401 - fixtures
-
-METRICS = ("r_rank", "r_tok", "lift", "null")
 
 
 class Constant(Reader):
@@ -165,7 +165,7 @@ def test_a_missing_simulation_is_never_a_zero(bench: MakeBench, truth: Callable)
             "not_simulated",
         )
     assert found[1, "score", "r_rank"][0].value == pytest.approx(1.0)
-    assert tally.failed == {"not_simulated": len(METRICS)}
+    assert tally.failed["not_simulated"] == len(METRICS) + 1, "and the verdict"
 
 
 def test_a_failed_simulation_gives_its_own_reason(bench: MakeBench, truth: Callable) -> None:
@@ -291,19 +291,19 @@ def test_every_null_label_has_hard_negatives_of_its_own(
     made = bench(truth(4), Reader(), features__select=chosen(4))
     graded(made)
     texts, sets = made.grading.texts, []
-    original = score.scoring_set
-    monkeypatch.setattr(score, "scoring_set", lambda *given: sets.append(original(*given)) or sets[-1])
-    nulls = score.Nulls(made.grading, {e.feature: e for e in made.store.chosen(made.grading.run)})
-    assert len(nulls.values(0)) == 3
+    original = others.scoring_set
+    monkeypatch.setattr(others, "scoring_set", lambda *given: sets.append(original(*given)) or sets[-1])
+    found = others.Others(made.grading, {e.feature: e for e in made.store.chosen(made.grading.run)})
+    assert len(found.nulls(0)) == 3
     own = {row.passage_id for rows in made.draws("score").values() for row in rows if row.stratum == "B"}
     for found in sets:
-        hard = found.passages[found.stratum == score.STRATA["B"]]
+        hard = found.passages[found.stratum == STRATA["B"]]
         words = [
             {bench.words[f] for f in (1, 2, 3) if " " + bench.words[f] in texts.strings(int(p))} for p in hard
         ]
         named = set.intersection(*words)
         assert len(named) == 1, "all hard negatives of a null label hold the word that it claims"
-        rest = found.passages[found.stratum == score.STRATA["C"]]
+        rest = found.passages[found.stratum == STRATA["C"]]
         assert not any(" " + next(iter(named)) in texts.strings(int(p)) for p in rest)
         assert not set(hard.tolist()) <= own
     assert len({tuple(found.passages) for found in sets}) == 3
@@ -340,3 +340,104 @@ def test_masked_tokens_count_neither_for_nor_against(
                           "lambda a, i: CASE WHEN positions[i] = 0 THEN 0 ELSE a END)")  # fmt: skip
     (row,) = graded(made)[0, "score", "r_rank"]
     assert row.value == pytest.approx(1.0, abs=1e-6)
+
+
+# -- the other numbers -------------------------------------------------------------------------------------------------
+
+
+def test_a_right_label_has_every_number_and_is_good(bench: MakeBench, truth: Callable) -> None:
+    made = bench(truth(6), Reader(), features__select=chosen(6))
+    found = graded(made)
+    for feature in range(6):
+        value = {metric: found[feature, "score", metric][0].value for metric in METRICS}
+        for metric in ("r_rank", "f1", "precision", "recall", "recall_low", "auprc", "tnr_c"):
+            assert value[metric] == pytest.approx(1.0, abs=0.02), metric
+        assert 0.9 < value["r_pop"] < 1, "no false positive was seen, which is not to say that there is none"
+        assert value["balanced_accuracy"] == pytest.approx(1.0)
+        assert value["bag_of_words"] > 0.9, "the word itself gives it away"
+        assert value["null_p"] == pytest.approx(1 / 6)
+        assert value["null_q"] == pytest.approx(1 / 6)
+    labels = report.read(made.store).labels
+    assert [label.verdict for label in labels] == ["good"] * 6
+    assert report.read(made.store).summary["verdicts"] == {"good": 6}
+
+
+def test_an_interval_of_r_pop_holds_its_value(bench: MakeBench, truth: Callable) -> None:
+    w = bench.words
+    found = graded(bench({0: [f"{w[0]}, {w[1]}"], 1: [w[1]]}, Reader(), features__select="0,1"))
+    (row,) = found[0, "score", "r_pop"]
+    assert -1 <= row.lo < row.value < row.hi <= 1
+    assert row.value < 0.95
+
+
+def test_broad_and_narrow_and_wrong_labels_are_told_apart_and_shown(bench: MakeBench, truth: Callable) -> None:
+    class Deaf(Reader):
+        """Says nothing of two thirds of the passages."""
+
+        def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+            found = super().predict(labels, passages)
+            deaf = [label.startswith("deaf") for label in labels]
+            found[np.ix_(deaf, passages % 3 != 0)] = 0
+            return found
+
+    w = bench.words
+    labels = {0: [w[0]], 1: [f"{w[1]}, {w[2]}"], 2: [f"deaf {w[2]}"], 3: [w[4]]}
+    made = bench(labels, Deaf(), features__select=chosen(4))
+    graded(made)
+    found = {label.feature: label for label in report.read(made.store).labels}
+    assert {f: label.verdict for f, label in found.items()} == {
+        0: "good", 1: "too_broad", 2: "too_narrow", 3: "no_pattern",
+    }  # fmt: skip
+    texts = made.grading.texts
+    claimed = found[1].evidence["passages"]["claimed_but_silent"]
+    assert 0 < len(claimed) <= made.grading.settings.verdict.passages
+    assert all(" " + w[2] in texts.strings(p) and " " + w[1] not in texts.strings(p) for p in claimed)
+    assert all(" " + w[2] in texts.strings(p) and p % 3 for p in found[2].evidence["passages"]["missed"])
+    (check,) = found[1].evidence["numbers"]
+    assert (check["metric"], check["holds"]) == ("precision", False)
+    assert check["value"] < check["threshold"]
+
+
+def test_labels_that_say_the_same_collide(bench: MakeBench) -> None:
+    made = bench({0: [bench.words[0]], 1: [bench.words[0]]}, Reader(), features__select="0,1")
+    made.store.add([Neighbour(made.grading.run.collection_id, 0, "decoder", 0, 1, 0.9)])
+    found = graded(made)
+    (row,) = found[0, "score", "discrimination"]
+    assert (row.value, row.n) == (0.5, 1)
+    assert found[1, "score", "discrimination"][0].reason == "no_labelled_neighbour"
+    assert {x.feature: x.verdict for x in report.read(made.store).labels}[0] == "collides"
+
+
+def test_other_thresholds_give_other_verdicts_and_leave_the_numbers_alone(bench: MakeBench) -> None:
+    w = bench.words
+    made = bench({0: [f"{w[0]}, {w[1]}"]}, Reader(), features__select="0")
+    before = graded(made)
+    settings = made.grading.settings
+    made.grading.settings = settings.model_copy(
+        update={"verdict": settings.verdict.model_copy(update={"precision": 0.0})}
+    )
+    tally = score.run(made.grading, "score")
+    assert tally.ok == 1
+    assert collected(made) == before
+    assert made.store.query("SELECT verdict FROM verdict ORDER BY verdict")[1] == [("good",), ("too_broad",)]
+
+
+def test_nothing_over_the_run_is_written_while_a_label_lacks_a_number(bench: MakeBench, truth: Callable) -> None:
+    made = bench(truth(3), Reader(), features__select=chosen(3))
+    expected = graded(made)
+    verdicts = made.store.query("SELECT * FROM verdict ORDER BY feature")[1]
+    made.store.db.execute("DELETE FROM score WHERE metric IN ('r_pop', 'null_q')")
+    made.store.db.execute("DELETE FROM verdict")
+    kept = made.store.query("SELECT * FROM simulation WHERE split = 'score'")[1]
+    label = next(e.explanation_id for e in made.grading.wanted("score") if e.feature == 0)
+    made.store.db.execute("CREATE TABLE aside AS FROM simulation WHERE explanation_id = ?", [label])
+    made.store.db.execute("DELETE FROM simulation WHERE explanation_id = ? AND split = 'score'", [label])
+    made.store.db.execute("DELETE FROM score WHERE explanation_id = ? AND split = 'score'", [label])
+    assert not score.run(made.grading, "score").worked
+    assert not made.store.query("FROM verdict")[1]
+    made.store.db.execute("INSERT INTO simulation FROM aside WHERE split = 'score'")
+    made.store.db.execute("DROP TABLE aside")
+    score.run(made.grading, "score")
+    assert len(made.store.query("SELECT * FROM simulation WHERE split = 'score'")[1]) == len(kept)
+    assert collected(made) == expected
+    assert made.store.query("SELECT * FROM verdict ORDER BY feature")[1] == verdicts

@@ -16,6 +16,7 @@ from autointerp.errors import StoreBusy, StoreError
 from autointerp.rows import (
     TABLES,
     Call,
+    Certified,
     Collection,
     Document,
     Draw,
@@ -32,6 +33,7 @@ from autointerp.rows import (
     Simulation,
     Stage,
     Token,
+    Verdict,
 )  # fmt: skip
 from autointerp.store import Store, lists, packed, snapshot_path, unpacked
 
@@ -57,6 +59,8 @@ ROWS: tuple[Row, ...] = (
     Draw("e", "d", "select", 9, "B", "claimed", 12.5, 0.5),
     SIMULATION,
     SCORE,
+    Verdict("v", "e", "c", 1, "s", "d", "t", "too_broad", None, '{"numbers": []}'),
+    Certified("s", "chat", "m", "hash", "2026-11-01", "0", '{"gates": []}'),
     Call(
         "k", "local", None, "m", "m", "explain 1", 0, "[]", "re'ply", "ok", None, None, 5, 0, 6, 0.0, 1.5, 1, datetime(2026, 1, 2),
     ),

@@ -46,7 +46,7 @@ class Errors:
         silent = {row.passage_id for row in drawn} - fires
         sample = self.store.excerpts(self.run.collection_id, feature, "select", "sample")
         actual = _by_passage(sample.firing, fires)
-        predicted = _by_passage(self.store.simulations(label, self.run.judge("select"), "select")[0], fires | silent)
+        predicted = _by_passage(self.store.simulations(label, self.run.grader("select"), "select")[0], fires | silent)
         a_max, p_max = _largest(actual), _largest(predicted)
         missed = []
         for passage, at in actual.items():

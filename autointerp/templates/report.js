@@ -35,13 +35,15 @@
     });
   }
   const filter = document.getElementById("filter"), beats = document.getElementById("beats");
+  const verdict = document.getElementById("verdict");
   const count = document.getElementById("count");
   const apply = () => {
     const wanted = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
     let shown = 0;
     for (const group of groups) {
       const text = group.dataset.text.toLowerCase();
-      const keep = wanted.every((word) => text.includes(word)) && (!beats.checked || "beats" in group.dataset);
+      const keep = wanted.every((word) => text.includes(word)) && (!beats.checked || "beats" in group.dataset)
+        && (!verdict.value || group.dataset.verdict === verdict.value);
       group.hidden = !keep;
       shown += keep;
     }
@@ -49,6 +51,7 @@
   };
   filter.addEventListener("input", apply);
   beats.addEventListener("change", apply);
+  verdict.addEventListener("change", apply);
   apply();
   document.getElementById("tools").hidden = false;
   document.documentElement.classList.add("js");
