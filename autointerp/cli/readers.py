@@ -1,0 +1,110 @@
+"""Commands that read a run: report, show, export, sql."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from autointerp.cli.options import ConfigFile, Dictionary, Overrides, RunFolder, app, folder_of, readings_of
+
+
+@app.command()
+def report(
+    run: RunFolder = None,
+    json_: Annotated[bool, typer.Option("--json", help="figures and labels as JSON on stdout")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="print every label")] = False,
+    dictionary: Dictionary = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """The labels with their grades, and the figures of the whole; writes report.html.
+
+    With several dictionaries there is one page, and in the JSON one object, for each.
+
+    autointerp report
+    autointerp report results/demo --json
+    """
+    from autointerp import report as reports
+
+    with readings_of(run, config, overrides, dictionary) as (readings, store, folder):
+        if json_:
+            found = [reports.as_json(reading) for reading in readings]
+            print(json.dumps(found[0] if len(found) == 1 else found, indent=2, ensure_ascii=False))
+            return
+        pages = [reports.write(reading, store, folder) for reading in readings]
+        for reading in readings:
+            reports.to_terminal(reading, Console(), limit=None if all_ else 40)
+    print("\n" + "\n".join(str(page) for page in pages))
+
+
+@app.command()
+def show(
+    feature: Annotated[str, typer.Argument(help="feature id: 17, or dictionary/17")],
+    run: RunFolder = None,
+    json_: Annotated[bool, typer.Option("--json", help="everything about the feature as JSON")] = False,
+    contexts: Annotated[int, typer.Option("--contexts", "-n", min=1, help="contexts per kind")] = 6,
+    dictionary: Dictionary = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """One feature: its label and rivals with grades, and contexts with activations as background colour.
+
+    autointerp show 17
+    autointerp show smollm2-135m-l15-4k/17 results/demo --json
+    """
+    from autointerp import show as shows
+
+    with readings_of(run, config, overrides, dictionary) as (readings, store, _):
+        named = [reading for reading in readings if reading.run.dictionary == feature.rpartition("/")[0]]
+        found = shows.look_up((named or readings)[0], store, feature, contexts)
+        if json_:
+            print(json.dumps(shows.as_json(found), indent=2, ensure_ascii=False))
+        else:
+            shows.to_terminal(found, Console())
+
+
+@app.command()
+def export(
+    run: RunFolder = None,
+    format: Annotated[str, typer.Option("--format", "-f", help="parquet, jsonl or csv")] = "parquet",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="file to write; default labels.<format> in the run")
+    ] = None,
+    dictionary: Dictionary = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """The labels with their grades as a table.
+
+    autointerp export --format csv
+    autointerp export results/demo --format jsonl --output labels.jsonl
+    """
+    from autointerp import export as exports
+
+    exports.check_format(format)
+    with readings_of(run, config, overrides, dictionary) as (readings, _, folder):
+        print(exports.write(readings, format, folder, output))
+
+
+@app.command()
+def sql(
+    query: Annotated[str, typer.Argument(help="a SELECT; tables and columns: FROM duckdb_columns()")],
+    run: RunFolder = None,
+    csv: Annotated[bool, typer.Option("--csv", help="rows as CSV")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="rows as JSON")] = False,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Look into the run's database, read-only.
+
+    autointerp sql "SELECT feature, label FROM explanation LIMIT 5"
+    autointerp sql "SELECT table_name, column_name, comment FROM duckdb_columns()" --csv
+    """
+    from autointerp import export as exports
+    from autointerp.store import Store
+
+    with Store.read(folder_of(run, config, overrides) / "run.duckdb") as store:
+        names, rows = store.query(query)
+    exports.print_rows(names, rows, "csv" if csv else "json" if json_ else "table")
