@@ -22,8 +22,10 @@ MEANING: dict[str, str] = {
     "dense": "the feature fires on too large a share of tokens to have a label",
     "insufficient_data": "too few firing passages or documents to tell",
 }
-VERSION = 1  # raised when the same numbers and thresholds would give another verdict
-ENOUGH_NULLS = 1.0  # null labels times the largest false discovery rate, at least: with fewer no q can get that low
+VERSION = 2  # raised when the same numbers and thresholds would give another verdict
+# Null labels times the largest false discovery rate, at least. No p is below 1 / (labels + 1), so with fewer of them a
+# single label that chance explains lifts the q of all others above the threshold.
+ENOUGH_NULLS = 5.0
 
 
 class Evidence(NamedTuple):
