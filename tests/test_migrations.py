@@ -279,10 +279,19 @@ def downgraded(tiny: dict[str, Path], tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def unjudged(tiny: dict[str, Path], tmp_path: Path) -> Path:
+    """The finished run's folder without its verdicts, which the first release did not give."""
+    folder = Path(shutil.copytree(finished_run(tiny), tmp_path / "unjudged"))
+    with duckdb.connect(str(folder / "run.duckdb")) as db:
+        assert db.execute("DELETE FROM verdict").fetchall() != [(0,)]
+    return folder
+
+
 def test_readers_say_of_an_old_run_what_they_say_of_a_new_one(
-    autointerp: Autointerp, tiny: dict[str, Path], downgraded: Path
+    autointerp: Autointerp, unjudged: Path, downgraded: Path
 ) -> None:
-    new = finished_run(tiny)
+    new = unjudged
     ended = autointerp("report", downgraded, "--json")
     assert ended.code == 0, ended
     assert json.loads(ended.out) == json.loads(autointerp("report", new, "--json").out)
@@ -298,9 +307,9 @@ def test_readers_say_of_an_old_run_what_they_say_of_a_new_one(
     assert (downgraded / "report.html").read_text().count("<tr") > 3
 
 
-def test_an_old_run_is_exported(autointerp: Autointerp, tiny: dict[str, Path], downgraded: Path, tmp_path: Path) -> None:
+def test_an_old_run_is_exported(autointerp: Autointerp, unjudged: Path, downgraded: Path, tmp_path: Path) -> None:
     outputs = []
-    for folder, name in ((downgraded, "old.jsonl"), (finished_run(tiny), "new.jsonl")):
+    for folder, name in ((downgraded, "old.jsonl"), (unjudged, "new.jsonl")):
         outputs.append(tmp_path / name)
         assert autointerp("export", folder, "-f", "jsonl", "-o", outputs[-1]).code == 0
     assert outputs[0].read_text() == outputs[1].read_text()

@@ -111,7 +111,9 @@ def test_index_and_id_name_the_same_feature(run: tuple[Reading, Store], found: s
 
 
 def test_contexts_are_limited_per_kind(run: tuple[Reading, Store], found: show.Found) -> None:
-    assert [len(c) for c in show.look_up(*run, found.feature_id, 2).contexts.values()] == [2, 2, 2, 2]
+    few = show.look_up(*run, found.feature_id, 2).contexts
+    assert {kind: len(c) for kind, c in few.items()} == {k: min(len(c), 2) for k, c in found.contexts.items()}
+    assert [len(few[kind]) for kind in ("top", "sample", "B", "C")] == [2, 2, 2, 2]
 
 
 def test_a_feature_outside_the_selection_has_contexts_but_no_label(run: tuple[Reading, Store]) -> None:
