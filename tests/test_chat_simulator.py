@@ -268,7 +268,7 @@ def test_a_model_that_is_not_there_leaves_its_features_pending(served: Served, b
 
 
 def test_a_spent_budget_ends_the_stage_and_keeps_what_was_paid(served: Served, bench: MakeBench) -> None:
-    found, server = served({f: [bench.words[f]] for f in (0, 1, 2)}, llm__budget_tokens=4000, llm__max_in_flight=1)
+    found, server = served({f: [bench.words[f]] for f in (0, 1, 2)}, llm__budget_tokens=2500, llm__max_in_flight=1)
     through_select(found)
     tally = simulate.run(found.grading, "score")
     assert isinstance(tally.stopped, BudgetSpent) and tally.failed["budget_spent"] > 0
