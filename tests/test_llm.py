@@ -377,7 +377,7 @@ def test_a_template_without_a_system_role_gets_its_text_in_the_first_message(
 
 def test_a_template_that_refuses_everything_is_named(local: LocalProvider, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local.tokenizer, "chat_template", "{{ raise_exception('no\nchats') }}")
-    with pytest.raises(UserError, match="chat template.*no chats"):
+    with pytest.raises(UserError, match=r"chat template.*no chats"):
         local.ask([request("a")])
 
 

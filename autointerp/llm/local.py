@@ -19,7 +19,6 @@ from autointerp.llm.sent import Sent
 from autointerp.llm.trouble import NoReply
 from autointerp.subject import load_causal_lm, pick_device, quiet_transformers
 
-
 CUT_OFF = "cut_off"  # the reason of a reply that ended at its length limit
 
 
@@ -98,7 +97,8 @@ class LocalProvider:
         except TemplateError as problem:
             if raw:
                 raise
-            raise UserError(f"the chat template of {self.name} refuses the prompt: {' '.join(str(problem).split())}; take another model") from None
+            said = " ".join(str(problem).split())
+            raise UserError(f"the chat template of {self.name} refuses it: {said}; take another model") from None
 
 
 class Batches:

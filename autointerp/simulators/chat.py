@@ -150,7 +150,7 @@ def _place(entry: Any, name: str, text: str) -> tuple[tuple[int, int], float]:
     if not isinstance(quote, str) or not quote:
         raise ReplyError("bad_shape", f"passage {name}: expected a text as quote, not {_shown(quote)}")
     if type(occurrence) is not int:
-        raise ReplyError("bad_shape", f"passage {name}: expected a whole number as occurrence, not {_shown(occurrence)}")
+        raise ReplyError("bad_shape", f"passage {name}: expected a count as occurrence, not {_shown(occurrence)}")
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
         raise ReplyError("out_of_range", f"passage {name}: strength {_shown(strength)} is no number from 0 to 10")
     places = spans(quote, text)
