@@ -49,13 +49,17 @@ def run(grading: Grading, split: Split, judges: dict[str, str], door: Door) -> T
     """Judge what is pending on one split. One unit is one verdict: a label on a passage.
 
     judges  kind -> judge_id, of the settings
-    A model that cannot be reached leaves its features pending, and the tally says so.
+    A model that cannot be reached leaves its features pending, and the tally says so; where detection was to choose
+    their labels, it also says for how many features r_rank does.
     """
     started = time.perf_counter()
     tally = Tally("judge")
     for kind in METRICS:
         if tally.stopped is None and kind in judges and (split == "score" or _chooses(grading, kind)):
-            _Judging(grading, split, kind, judges[kind], door, tally).run()
+            judging = _Judging(grading, split, kind, judges[kind], door, tally)
+            judging.run()
+            if split == "select" and judging.undecided:
+                tally.note = f"features without a verdict, for which r_rank chooses: {len(judging.undecided):,}"
     tally.seconds = time.perf_counter() - started
     return tally
 
@@ -71,6 +75,7 @@ class _Judging:
         self.grading, self.split, self.kind, self.judge_id, self.tally = grading, split, kind, judge_id, tally
         self.cfg, self.seed = grading.settings.judge, grading.settings.run.seed
         self.panel = Panel(door, self.cfg, self.cfg.prompt(kind))
+        self.undecided: set[int] = set()  # features that this judge was to say something about, and could not
 
     def run(self) -> None:
         """Ask, write, count."""
@@ -88,6 +93,7 @@ class _Judging:
                     self.grading.bar.advance(1)
             except (Unreachable, BudgetSpent) as problem:  # no rows: these features stay pending
                 stopped = isinstance(problem, BudgetSpent)
+                self.undecided |= {cases[i].feature for i in waiting}
                 left = sum(len(cases[i].question.items) * len(cases[i].labels) for i in waiting)
                 self.tally.failed["budget_spent" if stopped else "unreachable"] += left
                 if isinstance(problem, BudgetSpent):
@@ -138,6 +144,8 @@ class _Judging:
         """Add a feature's verdicts and numbers, and count the verdicts."""
         judgements: list[Judgement] = []
         scores: list[Score] = []
+        if verdict.lost:
+            self.undecided.add(case.feature)
         for label in case.labels:
             says = verdict.says[case.question.labels.index(label.label or "")]
             judgements += self._judgements(case, label, says, verdict)

@@ -5,6 +5,7 @@ are scaled by what the whole run will have more of. The same costs, scaled to a 
 where time and memory would go there.
 """
 
+import math
 import tempfile
 import time
 from collections.abc import Callable
@@ -342,7 +343,10 @@ def estimate(settings: Settings, prepared: Prepared, cost: Cost, size: Size) -> 
                                   + held["passages"] * PASSAGE_BYTES) / 1e6,
         "panel": panel * cfg.passage_tokens * firing * FIRING_BYTES / 1e6,
     }  # fmt: skip
-    asked = {stage: use.times(_times(settings, stage, size.labelled)) for stage, use in cost.asked.items()}
+    asked = {
+        stage: use.times(_times(settings, stage, size.labelled) * _whole(settings, stage, use))
+        for stage, use in cost.asked.items()
+    }  # fmt: skip
     return Estimate(size, seconds, collect, memory, disk, asked, _at_three_prices(settings, asked))
 
 
@@ -350,6 +354,17 @@ def _times(settings: Settings, stage: str, labelled: float) -> float:
     """How many features' worth of a stage is asked: a paid simulator also predicts some nulls."""
     nulls = min(settings.score.nulls, 1) * min(PAID_NULLS, labelled) if stage == "simulate" else 0.0
     return labelled + nulls
+
+
+def _whole(settings: Settings, stage: str, use: Use) -> float:
+    """How much more a feature with whole scoring sets takes than one of the probe, whose text holds fewer passages."""
+    simulator, judge = settings.simulator, settings.judge
+    calls = 0
+    if stage == "simulate" and simulator.kind == "chat":
+        calls = math.ceil(simulator.passages / simulator.per_call)
+    if stage == "judge":
+        calls = math.ceil(judge.passages / judge.per_call) * (len(judge.kinds) + judge.chooses)
+    return max(calls / use.calls, 1.0) if use.calls else 1.0
 
 
 def _at_three_prices(settings: Settings, asked: dict[str, Use]) -> dict[str, float]:
@@ -421,7 +436,7 @@ def to_terminal(cost: Cost, estimates: dict[str, Estimate], console: Console) ->
     if cost.asked:
         console.print(
             "Tokens of models: the real prompts of a few features, counted with the subject's tokenizer; replies as "
-            "long as good ones; nothing cached, nothing asked again. The time of servers is not in it.",
+            "long as good ones; scoring sets whole; nothing cached, nothing asked again; without the time of servers.",
             style="dim",
         )
     console.print(

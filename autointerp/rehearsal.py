@@ -16,6 +16,7 @@ from autointerp.config import Settings
 from autointerp.llm import Door, Model, Reply
 from autointerp.llm.door import Line
 from autointerp.llm.sent import Sent
+from autointerp.simulators.chat import FIRES
 from autointerp.store import Store
 
 Count = Callable[[str], int]
@@ -84,11 +85,11 @@ def stand_in(schema: dict[str, Any], content: str, samples: int) -> str:
     `samples` labels, rules, verdicts (half of the passages fit each label) or strengths (half of the passages fire).
     """
     properties = schema.get("properties", {})
-    if "passages" in properties:
-        return json.dumps({"passages": [_fires(n, text) for n, text in _numbered(content)]})
     if "rules" in properties:
         rule = {"trigger": LABELS[3].split(), "context": LABELS[0].split()[:2], "strength": 4, "exceptions": []}
         return json.dumps({"label": LABELS[0], "rules": [rule, rule]})
+    if properties.get("1") == FIRES:
+        return json.dumps({str(n): _fires(n, text) for n, text in _numbered(content)}, ensure_ascii=False)
     if "1" in properties:
         half = [n for n, _ in _numbered(content.split("\nPassages\n", 1)[1]) if n % 2]
         return json.dumps(dict.fromkeys(properties, half))
@@ -99,6 +100,6 @@ def _numbered(content: str) -> list[tuple[int, str]]:
     return [(int(n), json.loads(text)) for n, text in re.findall(r'^(\d+): (".*")$', content, re.MULTILINE)]
 
 
-def _fires(number: int, text: str) -> dict[str, Any]:
+def _fires(number: int, text: str) -> list[list[Any]]:
     words = list(dict.fromkeys(text.split()))[:FIRING] if number % 2 else []
-    return {"passage": number, "fires": [{"quote": word, "occurrence": 1, "strength": 7} for word in words]}
+    return [[word, 1, 7] for word in words]

@@ -212,6 +212,7 @@ def _summary(
         "beats_lookup": sum((label.lift or 0.0) > 0 for label in eligible),
         "by_explainer": _by_explainer(store, run, {label.feature for label in eligible}),
         "judges": _judges(judged, labels),
+        "chosen_by": _chosen_by(store, run, labels),
         "population": found.counts,
         "fit": _fit(store, run),
         "stages": _stages(store, run),
@@ -251,6 +252,16 @@ def _by_explainer(store: Store, run: Run, eligible: set[int]) -> dict[str, dict[
             "labelled": len(values),
         }
     return result
+
+
+def _chosen_by(store: Store, run: Run, labels: list[Label]) -> dict[str, Any] | None:
+    """Where a judge was to choose the labels: for how many features it did, and why r_rank did for the others."""
+    if run.detector_id is None:
+        return None
+    found = {s.explanation_id: s for s in store.judged(run, "select") if s.metric == "detection_f1"}
+    chosen = [found.get(label.explanation_id) for label in labels if label.explanation_id is not None]
+    others = Counter("not_judged" if s is None else s.reason for s in chosen if s is None or s.value is None)
+    return {"detection_f1": len(chosen) - others.total(), "r_rank": others.total(), "lost": dict(others)}
 
 
 def _fit(store: Store, run: Run) -> dict[str, Any] | None:
@@ -350,6 +361,7 @@ def headline(reading: Reading) -> list[str]:
         f"quotes  {sum(x.quotes for x in reading.labels)} of {len(reading.labels)} labels quote the feature's tokens; "
         f"r_rank of the others: mean {number(s['unquoted']['mean'])}, n = {s['unquoted']['n']}",
         f"null    mean {number(s['null']['mean'])}, n = {s['null']['n']} (labels of other features)",
+        *_choice_lines(s["chosen_by"]),
         *_judge_lines(s["judges"]),
         *(
             ["by      " + ", ".join(f"{m} {number(v['mean'])} (n = {v['n']})" for m, v in s["by_explainer"].items())]
@@ -357,6 +369,14 @@ def headline(reading: Reading) -> list[str]:
             else []
         ),
     ]
+
+
+def _choice_lines(chosen_by: dict[str, Any] | None) -> list[str]:
+    """Who chose the labels, where a judge was to."""
+    if chosen_by is None:
+        return []
+    lost = ", ".join(f"{n} {reason}" for reason, n in chosen_by["lost"].items()) or "none"
+    return [f"chosen  {chosen_by['detection_f1']} by detection F1, {chosen_by['r_rank']} by r_rank (lost: {lost})"]
 
 
 def _judge_lines(judges: dict[str, Any]) -> list[str]:

@@ -32,6 +32,7 @@ class Tally:
     failed: Counter[str] = field(default_factory=Counter)
     tokens: int = 0  # tokens processed
     seconds: float = 0.0
+    note: str = ""  # what else the line says
     stopped: UserError | None = None  # why the stage ended before its work did, where the run must not go on
 
     @property
@@ -45,7 +46,8 @@ class Tally:
             return f"{self.stage}: nothing pending"
         lost = "".join(f", {n} {reason}" for reason, n in sorted(self.failed.items()))
         rate = f", {self.tokens / self.seconds:,.0f} tokens/s" if self.tokens and self.seconds > 0 else ""
-        return f"{self.stage}: {self.ok:,} ok{lost} in {self.seconds:.1f} s{rate}"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.stage}: {self.ok:,} ok{lost} in {self.seconds:.1f} s{rate}{note}"
 
 
 class Bar:

@@ -164,6 +164,27 @@ def test_candidates_share_their_calls_and_detection_chooses(served: Served, benc
     assert set(values(found, "score")) == {w[1]}, "on score the chosen ones alone"
 
 
+def test_where_the_judge_that_chooses_is_not_there_r_rank_does_and_it_is_said(
+    served: Served, bench: MakeBench
+) -> None:
+    w = bench.words
+    found, server = served(
+        {0: [w[0], w[1]], 1: [w[2], w[1]], 2: [w[2], w[3]]}, judge__kinds=("detection",), judge__chooses=True,
+        plan=lambda asked: {w[0]: "500", w[3]: "refused"}.get(min(set(shown(asked.last)[0]) & {w[0], w[3]}, default=""), "ok"),
+        features__min_passages=3, features__min_documents=2, features__max_density=0.5,
+    )  # fmt: skip
+    tally = judged(found, "select")
+    assert set(tally.failed) == {"unreachable", "refusal"}
+    assert tally.line().endswith("; features without a verdict, for which r_rank chooses: 2")
+    reading = report.read(found.store)
+    assert reading.summary["chosen_by"] == {"detection_f1": 1, "r_rank": 2, "lost": {"not_judged": 1, "refusal": 1}}
+    assert "chosen  1 by detection F1, 2 by r_rank (lost: 1 not_judged, 1 refusal)" in report.headline(reading)
+    server.plan = lambda asked: "ok"
+    tally = judged(found, "select")
+    assert tally.ok and not tally.note
+    assert report.read(found.store).summary["chosen_by"]["lost"] == {"refusal": 1}, "what was paid is not asked again"
+
+
 def test_a_reply_that_cannot_be_used_costs_its_numbers_after_one_repair_and_no_zeros(
     served: Served, bench: MakeBench
 ) -> None:
@@ -269,6 +290,7 @@ def test_a_report_of_a_run_without_judges_says_nothing_of_them(served: Served, b
     found, server = served({0: [bench.words[0]]}, judge__kinds=())
     assert found.pipeline.labellings[0].judge("score") is None and not server.log
     reading = report.read(found.store)
+    assert reading.summary["chosen_by"] is None
     assert reading.summary["judges"] == {} and not any(line.startswith("judge") for line in report.headline(reading))
 
 

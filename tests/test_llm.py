@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 
 from autointerp import config
-from autointerp.errors import ReplyError, SubjectError
+from autointerp.errors import ReplyError, SubjectError, UserError
 from autointerp.llm import Answer, Door, Job, Model, Reply, Request
 from autointerp.llm.ledger import journal_path
 from autointerp.llm.local import LocalProvider
+from autointerp.llm.trouble import NoReply
 from autointerp.store import Store
 
 
@@ -303,6 +304,81 @@ def test_a_reply_holds_the_new_text_alone_and_is_no_longer_than_asked(local: Loc
     encoded = local.tokenizer("s\n\nAda walked to the red", add_special_tokens=False)["input_ids"]
     assert reply.input_tokens == len(encoded)
     assert (reply.cached_tokens, reply.tries) == (0, 1)
+
+
+def test_a_prompt_that_leaves_no_room_for_the_longest_reply_is_not_run(local: LocalProvider) -> None:
+    texts, given = ["Ada walked to", "Dora " * 300, "the red"], {"max_new_tokens": 8}
+    found = local.ask([request(text, **given) for text in texts])
+    assert isinstance(found[1], NoReply) and (found[1].status, found[1].reason) == ("failed", "context_too_long")
+    alone = local.ask([request(text, **given) for text in texts[::2]])
+    assert [r.text for r in found[::2] if isinstance(r, Reply)] == [r.text for r in alone if isinstance(r, Reply)]
+    assert isinstance(local.ask([request("the red", max_new_tokens=256)])[0], NoReply)
+    assert isinstance(local.ask([request("Dora " * 300)])[0], NoReply)
+
+
+def test_a_prompt_that_is_too_long_is_an_answer_with_its_reason_and_no_call(
+    tiny: dict[str, Path], local: LocalProvider, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autointerp.llm.local.LocalProvider", lambda *_: local)
+    model = Model("local", str(tiny["subject"]))
+    jobs = [Job(request(text, model=model), "test", str) for text in ("Dora " * 300, "the red")]
+    ended = {job.request.messages[-1][1]: answer for job, answer in door.ask(jobs)}
+    assert (ended["Dora " * 300].status, ended["Dora " * 300].reason) == ("failed", "context_too_long")
+    assert door.ledger.store.query("SELECT count(*) FROM call")[1] == [(1,)]
+
+
+def test_a_reply_at_its_length_limit_is_cut_off_and_used_only_where_it_is_whole(
+    tiny: dict[str, Path], local: LocalProvider, door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (reply,) = local.ask([request("Ada walked to the red", max_new_tokens=4)])
+    assert isinstance(reply, Reply) and (reply.status, reply.reason) == ("unparsed", "cut_off")
+    monkeypatch.setattr("autointerp.llm.local.LocalProvider", lambda *_: local)
+
+    def unfinished(text: str) -> str:
+        raise ReplyError("bad_json", "half of it")
+
+    model = Model("local", str(tiny["subject"]))
+    jobs = [
+        Job(request("Ada walked to the red", model=model, max_new_tokens=n), "test", parse)
+        for n, parse in ((4, str), (5, unfinished))
+    ]
+    (whole,), (half,) = ([answer for _, answer in door.ask([job])] for job in jobs)
+    assert (whole.status, whole.value) == ("ok", reply.text)
+    assert (half.status, half.reason) == ("unparsed", "cut_off")
+    assert len(door.ledger.store.query("SELECT 1 FROM call")[1]) == 2, "it is not asked to repair it"
+
+
+TURNS = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
+TEMPLATES = {
+    "knows": (TURNS, "<system>s<user>a<assistant>b<user>c"),
+    "refuses": (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS,
+        "<user>s\n\na<assistant>b<user>c",
+    ),
+    "leaves out": (
+        "{% if messages[0]['role'] == 'system' %}{% set messages = messages[1:] %}{% endif %}"
+        "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}",
+        "<user>s\n\na<assistant>b<user>c",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_a_template_without_a_system_role_gets_its_text_in_the_first_message(
+    local: LocalProvider, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    template, expected = TEMPLATES[kind]
+    monkeypatch.setattr(local.tokenizer, "chat_template", template)
+    content = (("system", "s"), ("user", "a"), ("assistant", "b"), ("user", "c"))
+    system = "says one thing" if kind == "leaves out" else "s"  # a letter of its own stands in any prompt
+    found = local._prompt(request("", messages=((("system", system)), *content[1:])))
+    assert found == expected.replace("s\n\na", f"{system}\n\na")
+
+
+def test_a_template_that_refuses_everything_is_named(local: LocalProvider, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local.tokenizer, "chat_template", "{{ raise_exception('no\nchats') }}")
+    with pytest.raises(UserError, match=r"chat template.*no chats"):
+        local.ask([request("a")])
 
 
 def test_a_model_that_is_not_there_is_named_in_one_line(tmp_path: Path) -> None:

@@ -144,6 +144,7 @@ def test_labels_that_are_alike_make_a_strong_pool_and_labels_that_differ_a_weak_
 
 def test_nothing_is_pooled_where_nothing_is_predicted_or_modelled() -> None:
     assert pooled_background([silent_cell(40, 0)] * 5) is None
+    assert pooled_background([silent_cell(40, 40)] * 5) is None
     assert pooled_background([]) is None
     assert pooled_background([silent_cell(40, 3)._replace(hit=None)]) is None
 

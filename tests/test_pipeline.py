@@ -333,10 +333,20 @@ def interrupted(tiny: dict[str, Path]) -> dict[str, Resumed]:
     return kill_and_resume(tiny, tiny["root"] / "interrupted", KILLS, **SMALL)
 
 
+def long_context(subject: Path) -> Path:
+    """A copy of a subject beside it, that says it reads as many tokens as a prompt has."""
+    copy = subject.with_name("long-context")
+    if not copy.is_dir():
+        shutil.copytree(subject, copy)
+        known = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(json.dumps(known | {"max_position_embeddings": 8192}))
+    return copy
+
+
 @pytest.fixture(scope="module")
 def interrupted_llm(tiny: dict[str, Path]) -> dict[str, Resumed]:
     """Runs in which the tiny subject also explains."""
-    asked = {"explainer__methods": '["mined", "marks"]', "explainer__model": tiny["subject"],
+    asked = {"explainer__methods": '["mined", "marks"]', "explainer__model": long_context(tiny["subject"]),
              "explainer__max_new_tokens": 6,
              "explainer__excerpts": 2, "explainer__batch": 2}  # fmt: skip
     return kill_and_resume(tiny, tiny["root"] / "interrupted_llm", LLM_KILLS, **SMALL, **asked)

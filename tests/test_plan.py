@@ -59,9 +59,12 @@ def test_the_sums_of_the_table(paid: tuple[config.Settings, plan.Cost, dict[str,
     found = estimates["at scale"]
     nulls = 50 * (settings.score.nulls > 0)
     for stage, n in (("explain", 1e5), ("simulate", 1e5 + nulls), ("judge", 1e5)):
-        use = found.asked[stage]
-        assert use.calls == pytest.approx(cost.asked[stage].calls * n)
-        assert use.input_tokens == pytest.approx(cost.asked[stage].input_tokens * n) and use.input_tokens > 100 * n
+        use, probed = found.asked[stage], cost.asked[stage]
+        # 40 passages in fives; detection of 24 on both splits and fuzzing on one
+        calls = max({"simulate": 8, "judge": 15}.get(stage, 0), probed.calls)
+        assert use.calls == pytest.approx(calls * n)
+        assert use.input_tokens == pytest.approx(probed.input_tokens * n * calls / probed.calls)
+        assert use.input_tokens > 100 * n
         assert use.usd == pytest.approx(
             (use.input_tokens * rows[use.model].input + use.output_tokens * rows[use.model].output) / 1e6
         )

@@ -261,12 +261,17 @@ class _Asking(Generic[T]):
 
     def _read(self, turn: _Turn[T], call: Call) -> Iterator[tuple[Job[T], Answer[T]]]:
         """The answer in a recorded reply; none yet where it has to be repaired first."""
-        if call.status != "ok":
+        # A small model in this process often goes on after its answer, until it is cut off: the answer may be whole.
+        goes_on = call.provider == "local" and call.reason == "cut_off"
+        if call.status != "ok" and not goes_on:
             yield turn.job, Answer(call.status, None, call.reason, call.call_id)
             return
         try:
             value = turn.job.parse(call.reply)
         except ReplyError as problem:
+            if goes_on:
+                yield turn.job, Answer("unparsed", None, call.reason, call.call_id)
+                return
             if problem.reason != "refusal" and turn.repair_of is None:
                 self.repairs.append(self._repair(turn, call, problem))
                 return

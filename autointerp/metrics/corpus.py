@@ -91,19 +91,19 @@ def r_pop(cells: Sequence[Cell], panel_share: float, draws: int, random: np.rand
 def pooled_background(cells: Sequence[Cell]) -> Background | None:
     """The prior of one kind of cell, from those of many labels of one simulator; None where nothing is predicted.
 
-    The share and its spread over labels by the method of moments for a beta-binomial (Kleinman 1973): pooled empirical
+    None also where everything is: a share of exactly 1 is no prior, because it leaves no doubt. The share and its spread over labels by the method of moments for a beta-binomial (Kleinman 1973): pooled empirical
     Bayes. Labels that are alike make it strong, labels that differ weak; in between are STRENGTH passages.
     """
     found = [(cell, np.asarray(cell.hit, dtype=bool)) for cell in cells if cell.hit is not None and len(cell.document)]
     hits = np.array([hit.sum() for _, hit in found], dtype=np.float64)
     sizes = np.array([len(hit) for _, hit in found], dtype=np.float64)
-    if not hits.sum():
+    if not 0 < hits.sum() < sizes.sum():
         return None
     rate = float(hits.sum() / sizes.sum())
     spread = float((sizes * (hits / sizes - rate) ** 2).sum())
     free = sizes.sum() - (sizes**2).sum() / sizes.sum() - (len(sizes) - 1)
     alike = 0.0
-    if free > 0 and rate < 1:
+    if free > 0:
         alike = (spread / (rate * (1 - rate)) - (len(sizes) - 1)) / free
     strength = STRENGTH[1] if alike <= 0 else float(np.clip(1 / alike - 1, *STRENGTH))
     return Background(rate, strength, np.concatenate([cell.rows[hit] for cell, hit in found]).mean(axis=0))

@@ -26,42 +26,23 @@ from autointerp import prompts
 from autointerp.config import SimulatorSection, model_of
 from autointerp.errors import ReplyError
 from autointerp.llm import Door, Job, Request
-from autointerp.llm.structured import decoded, entries, integer
+from autointerp.llm.structured import decoded
 from autointerp.simulators import Lost, Predicted
 from autointerp.tally import Bar
 
 MAX_STRENGTH = 10
-SCHEMA = {
-    "type": "object",
-    "properties": {
-        "passages": {
-            "type": "array",
-            "items": {
-                "type": "object",
-                "properties": {
-                    "passage": {"type": "integer"},
-                    "fires": {
-                        "type": "array",
-                        "items": {
-                            "type": "object",
-                            "properties": {
-                                "quote": {"type": "string"},
-                                "occurrence": {"type": "integer"},
-                                "strength": {"type": "number"},
-                            },
-                            "required": ["quote", "occurrence", "strength"],
-                            "additionalProperties": False,
-                        },
-                    },
-                },
-                "required": ["passage", "fires"],
-                "additionalProperties": False,
-            },
-        }
-    },
-    "required": ["passages"],
-    "additionalProperties": False,
-}
+FIRES = {"type": "array", "items": {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "number"}]}}}
+
+
+def schema(n_passages: int) -> dict[str, Any]:
+    """Of a reply about so many passages, the shortest that names all: {"1": [["word", 1, 7]], "2": [], ...}."""
+    names = [str(n) for n in range(1, n_passages + 1)]
+    return {
+        "type": "object",
+        "properties": dict.fromkeys(names, FIRES),
+        "required": names,
+        "additionalProperties": False,
+    }
 
 
 class ChatSimulator:
@@ -122,7 +103,7 @@ class ChatSimulator:
         shown = [f"{n}: {json.dumps(''.join(text), ensure_ascii=False)}" for n, text in enumerate(texts, start=1)]
         messages = prompts.fill(self.cfg.prompt_file, label=" ".join(label.split()), passages="\n".join(shown))
         content = tuple((message["role"], message["content"]) for message in messages)
-        return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(SCHEMA))
+        return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(schema(len(texts))))
 
 
 # -- reading a reply ---------------------------------------------------------------------------------------------------
@@ -133,44 +114,59 @@ def understood(reply: str, passages: Sequence[Sequence[str]], passage_tokens: in
 
     Raises ReplyError with the first thing that is wrong; nothing of a reply is used unless all of it can be.
     """
+    found = decoded(reply)
+    if not isinstance(found, dict):
+        raise ReplyError("bad_shape", f"expected an object with a list for every passage, not {type(found).__name__}")
+    names = [str(n) for n in range(1, len(passages) + 1)]
+    if unknown := sorted(found.keys() - set(names)):
+        raise ReplyError("wrong_passage", f"no passage {unknown[0][:20]!r}; they are numbered 1 to {len(passages)}")
+    if missing := [name for name in names if name not in found]:
+        raise ReplyError("missing_passage", f"no list for passage {', '.join(missing)}")
     values = np.zeros((len(passages), passage_tokens), dtype=np.float32)
-    seen: set[int] = set()
-    for entry in entries(decoded(reply), "passages"):
-        number = integer(entry, "passage")
-        if not 1 <= number <= len(passages):
-            raise ReplyError("wrong_passage", f"there is no passage {number}; they are numbered 1 to {len(passages)}")
-        if number in seen:
-            raise ReplyError("wrong_passage", f"passage {number} stands there twice")
-        seen.add(number)
-        _mark(values[number - 1], number, passages[number - 1], entries(entry, "fires"))
-    if missing := sorted(set(range(1, len(passages) + 1)) - seen):
-        raise ReplyError("missing_passage", f"no entry for passage {', '.join(map(str, missing))}")
+    for name, row, strings in zip(names, values, passages, strict=True):
+        _mark(row[: len(strings)], name, strings, found[name])
     return values
 
 
-def _mark(into: NDArray[np.float32], number: int, strings: Sequence[str], fires: Sequence[Mapping[str, Any]]) -> None:
+def _mark(row: NDArray[np.float32], name: str, strings: Sequence[str], fires: Any) -> None:
     """Write what is said of one passage into its row."""
+    if not isinstance(fires, list):
+        raise ReplyError("bad_shape", f"passage {name}: expected a list of [quote, occurrence, strength]")
     text = "".join(strings)
     lengths = np.array([len(string) for string in strings], dtype=np.int64)
     ends = np.cumsum(lengths)
     starts = ends - lengths
     for entry in fires:
-        quote, occurrence, strength = entry.get("quote"), integer(entry, "occurrence"), entry.get("strength")
-        if not isinstance(quote, str) or not quote:
-            raise ReplyError("bad_shape", f"passage {number}: expected a text `quote`, not {quote!r}")
-        if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
-            raise ReplyError("out_of_range", f"passage {number}: strength {strength!r} is no number from 0 to 10")
-        places = spans(quote, text)
-        if not places:
-            raise ReplyError("quote_not_found", f"passage {number} does not hold {quote!r}")
-        if not 1 <= occurrence <= len(places):
-            raise ReplyError(
-                "no_such_occurrence", f"passage {number} holds {quote!r} {len(places)} times, not {occurrence}"
-            )
-        first, last = places[occurrence - 1]
+        (first, last), strength = _place(entry, name, text)
         covered = np.where(lengths > 0, (starts < last) & (first < ends), (first <= starts) & (starts < last))
-        row = into[: len(strings)]
         row[covered] = np.maximum(row[covered], strength)
+
+
+def _place(entry: Any, name: str, text: str) -> tuple[tuple[int, int], float]:
+    """Where in its passage an entry is about, and the strength that it states there."""
+    if not isinstance(entry, list) or len(entry) != 3:
+        raise ReplyError("bad_shape", f"passage {name}: expected [quote, occurrence, strength], not {_shown(entry)}")
+    quote, occurrence, strength = entry
+    if not isinstance(quote, str) or not quote:
+        raise ReplyError("bad_shape", f"passage {name}: expected a text as quote, not {_shown(quote)}")
+    if type(occurrence) is not int:
+        raise ReplyError("bad_shape", f"passage {name}: expected a count as occurrence, not {_shown(occurrence)}")
+    if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
+        raise ReplyError("out_of_range", f"passage {name}: strength {_shown(strength)} is no number from 0 to 10")
+    places = spans(quote, text)
+    if not places:
+        raise ReplyError("quote_not_found", f"passage {name} does not hold {_shown(quote)}")
+    if not 1 <= occurrence <= len(places):
+        raise ReplyError(
+            "no_such_occurrence", f"passage {name} holds {_shown(quote)} {len(places)} times, not {occurrence}"
+        )
+    return places[occurrence - 1], strength
+
+
+def _shown(value: Any) -> str:
+    """A value as a message shows it, of a length that can be read."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def spans(quote: str, text: str) -> list[tuple[int, int]]:

@@ -25,7 +25,7 @@ from autointerp.explainers.fence import neutral
 from autointerp.grading import Grading
 from autointerp.pipeline import Pipeline, prepare
 from autointerp.rehearsal import stand_in
-from autointerp.simulators.chat import spans
+from autointerp.simulators.chat import FIRES, spans
 from autointerp.store import Store
 from autointerp.subject import Subject
 from autointerp.tally import Bar
@@ -67,7 +67,7 @@ class Right:
         said = json.loads(stand_in(schema, asked.last, self.samples))
         if "rules" in said:
             return json.dumps(said)
-        if "passages" in said:
+        if schema["properties"].get("1") == FIRES:
             return self._simulated(asked.last)
         if "1" in said:
             return self._judged(asked.last)
@@ -78,15 +78,11 @@ class Right:
         label, *lines = content.split("\n")
         feature = self.features[label.removeprefix("Label: ")]
         texts = [json.loads(line.split(": ", 1)[1]) for line in lines]
-        return json.dumps({
-            "passages": [
-                {"passage": n, "fires": [
-                    {"quote": quote, "occurrence": place, "strength": 7}
-                    for quote, place in self.quotes.get((feature, text), [])
-                ]}
-                for n, text in enumerate(texts, start=1)
-            ]
-        })  # fmt: skip
+        said = {
+            str(n): [[quote, place, 7] for quote, place in self.quotes.get((feature, text), [])]
+            for n, text in enumerate(texts, start=1)
+        }
+        return json.dumps(said, ensure_ascii=False)
 
     def _judged(self, content: str) -> str:
         parts = content.replace("<data>\n", "").replace("\n</data>", "").split("\nPassages\n")
