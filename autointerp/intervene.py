@@ -3,9 +3,10 @@
     with intervening(subject, hookpoint, dictionary, [Edit(17, "add", 4 * largest)]):
         subject.model(input_ids=tokens)  # or model.generate, or a loop of one's own
 
-Every edit adds a multiple of the feature's decoder row to the activation at the dictionary's hookpoint: `add` the amount
-itself, `clamp` the amount minus the activation that is there, `ablate` minus that activation. The reconstruction error
-stays in the activation, so nothing else changes, and an edit of zero changes nothing at all (Templeton et al. 2024).
+Every edit adds a multiple of the feature's decoder row to the activation at the dictionary's hookpoint: `add` the
+amount itself, `clamp` the amount minus the activation that is there, `ablate` minus that activation. The reconstruction
+error stays in the activation, so nothing else changes, and an edit of zero changes nothing at all (Templeton et al.
+2024).
 
 At a hookpoint inside a block (the input of an attention's or an MLP's output projection) the direction is added there,
 and the subject's own projection takes it to the residual stream.
@@ -66,14 +67,14 @@ def check(dictionary: Dictionary, hookpoint: str, edits: Sequence[Edit]) -> None
     """Raises DictionaryError or FeatureError where these edits cannot be made."""
     if dictionary.transcoder:
         raise DictionaryError(
-            f"{dictionary.name} is a transcoder: it reads one hookpoint and writes another, and features can be changed "
-            "for autoencoders only"
+            f"{dictionary.name} is a transcoder, which reads one hookpoint and writes another: only features of an "
+            "autoencoder can be changed"
         )
     bent = [name for name, _ in hooks.parse(hookpoint).transforms if name not in LINEAR]
     if bent:
         raise DictionaryError(
-            f"{dictionary.name} reads {hookpoint!r}, a copy that the subject does not compute with ({bent[0]}): features "
-            "can be changed at a plain hookpoint only"
+            f"{dictionary.name} reads {hookpoint!r}, a copy ({bent[0]}) that the subject does not compute with: "
+            "features can be changed at a plain hookpoint only"
         )
     for edit in edits:
         if not 0 <= edit.feature < dictionary.width:

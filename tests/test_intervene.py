@@ -31,7 +31,14 @@ def toy(architecture: str = "standard", **changes: object) -> Dictionary:
     encoder = torch.zeros(32, 3)
     encoder[[0, 1, 2], [0, 1, 2]] = 1.0
     return Dictionary(
-        "toy", architecture, encoder, torch.zeros(3), decoder, torch.zeros(32), k=2, **changes  # type: ignore[arg-type]
+        "toy",
+        architecture,
+        encoder,
+        torch.zeros(3),
+        decoder,
+        torch.zeros(32),
+        k=2,
+        **changes,  # type: ignore[arg-type]
     )
 
 
@@ -141,7 +148,9 @@ def test_a_hidden_space_is_written_through_the_subjects_own_projection(subject: 
 def test_sinks_are_left_alone(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     x = at(subject)
     norms = x.norm(dim=-1)
-    monkeypatch.setattr(subject, "max_norm_ratio", float((norms / norms.median(dim=1, keepdim=True).values).max()) * 0.999)
+    monkeypatch.setattr(
+        subject, "max_norm_ratio", float((norms / norms.median(dim=1, keepdim=True).values).max()) * 0.999
+    )
     with intervening(subject, POINT, toy(), [Edit(0, "add", 1.0)]):
         same = (at(subject) == x).all(dim=-1)
     assert same.sum() == 1
@@ -154,7 +163,10 @@ def test_hooks_are_removed_after_errors(subject: Subject) -> None:
         raise RuntimeError("inside")
     assert torch.equal(logits(subject), before)
     wide = Dictionary("w", "standard", torch.zeros(24, 3), torch.zeros(3), torch.ones(3, 24), torch.zeros(24))
-    with pytest.raises(SubjectError, match=r"width 24.*width 32"), intervening(subject, POINT, wide, [Edit(0, "add", 1.0)]):
+    with (
+        pytest.raises(SubjectError, match=r"width 24.*width 32"),
+        intervening(subject, POINT, wide, [Edit(0, "add", 1.0)]),
+    ):
         logits(subject)
     assert torch.equal(logits(subject), before)
     module = subject.model.get_submodule(POINT)
