@@ -33,11 +33,17 @@ LINEAR = frozenset({"scale", "center"})  # transforms of a hookpoint that a dire
 
 @dataclass(frozen=True)
 class Edit:
-    """One feature, and what to do to it. `amount` is in units of its activation; ablation has none."""
+    """One feature, and what to do to it. `amount` is in units of its activation, for every context of a batch or one
+    for each; ablation has none."""
 
     feature: int
     kind: Kind
-    amount: float = 0.0
+    amount: float | tuple[float, ...] = 0.0
+
+    @property
+    def amounts(self) -> tuple[float, ...]:
+        """One amount, or one per context."""
+        return self.amount if isinstance(self.amount, tuple) else (self.amount,)
 
 
 @contextmanager
@@ -85,7 +91,7 @@ def check(dictionary: Dictionary, hookpoint: str, edits: Sequence[Edit]) -> None
             raise DictionaryError(
                 f"{dictionary.name}: where units begin to fire is probed at collection, so they can only be added to"
             )
-        if not math.isfinite(edit.amount):
+        if not all(math.isfinite(amount) for amount in edit.amounts):
             raise FeatureError(f"feature {edit.feature}: expected a finite amount to {edit.kind}, got {edit.amount}")
 
 
@@ -94,15 +100,22 @@ class _Change:
 
     def __init__(self, subject: Subject, hook: hooks.Hook, dictionary: Dictionary, edits: Sequence[Edit]) -> None:
         self.subject, self.hook, self.name = subject, hook, dictionary.name
-        self.added = [edit for edit in edits if edit.kind == "add" and edit.amount != 0]
+        self.added = [edit for edit in edits if edit.kind == "add" and any(edit.amounts)]
         self.held = [edit for edit in edits if edit.kind != "add"]
         written = written_by(dictionary, [edit.feature for edit in (*self.added, *self.held)])
         factor = math.prod(number for name, number in hook.transforms if name == "scale")
         self.written = written.to(subject.device) / factor
-        self.amounts = torch.tensor([edit.amount for edit in self.added], device=subject.device)
+        self.adds, self.holds = self._amounts(self.added), self._amounts(self.held)
         self.normalise = dictionary.normalise
         self.encoder = self._encoder(dictionary)
         self.typical: Tensor | None = None  # [context, 1], median norm of the last pass of more than one token
+
+    def _amounts(self, edits: Sequence[Edit]) -> Tensor:
+        """float32 [context, edit], with one row where all contexts get the same."""
+        rows = max((len(edit.amounts) for edit in edits), default=1)
+        columns = [torch.tensor(edit.amounts, dtype=torch.float32).expand(rows) for edit in edits]
+        found = torch.stack(columns, dim=1) if columns else torch.empty(rows, 0)
+        return found.to(self.subject.device)
 
     def _encoder(self, dictionary: Dictionary) -> Dictionary | None:
         """What tells the activations of the held features; None where none is."""
@@ -123,30 +136,30 @@ class _Change:
             )
         if not self.added and not self.held:
             return x
-        seen = self.hook.apply(x).reshape(-1, x.shape[-1])
-        change = (self.amounts @ self.written[: len(self.added)]).expand(seen.shape)
+        contexts = x if x.ndim == 3 else x.view(max(len(self.adds), len(self.holds)), -1, x.shape[-1])
+        seen = self.hook.apply(contexts)
+        change = (self.adds @ self.written[: len(self.added)])[:, None]
         if self.encoder is not None:
-            change = change + self._missing(seen, self.encoder) @ self.written[len(self.added) :]
-        change = (change * _unit(seen.float(), self.normalise)).view(x.shape)
-        change = change.masked_fill(self._sinks(x)[..., None], 0.0)
-        return (x.float() + change).to(x.dtype)  # where the change is 0 this gives back x, bit for bit
+            missing = self.holds[:, None] - self._now(seen, self.encoder)
+            change = change + missing @ self.written[len(self.added) :]
+        change = (change * _unit(seen.float(), self.normalise)).expand(contexts.shape)
+        change = change.masked_fill(self._sinks(contexts)[..., None], 0.0)
+        return (contexts.float() + change).to(x.dtype).view(x.shape)  # where the change is 0, x bit for bit
 
-    def _missing(self, seen: Tensor, encoder: Dictionary) -> Tensor:
-        """What each held feature lacks of its amount, float32 [position, held]."""
-        found = encoder.encode(seen)
-        columns = []
-        for edit in self.held:
+    def _now(self, seen: Tensor, encoder: Dictionary) -> Tensor:
+        """The activations of the held features, float32 [context, token, held]."""
+        found = encoder.encode(seen.reshape(-1, seen.shape[-1]))
+        now = torch.zeros(seen.shape[:-1].numel(), len(self.held), device=seen.device)
+        for column, edit in enumerate(self.held):
             own = found.feature == edit.feature
-            now = torch.zeros(len(seen), device=seen.device)
-            now[found.position[own]] = found.value[own].float()
-            columns.append((0.0 if edit.kind == "ablate" else edit.amount) - now)
-        return torch.stack(columns, dim=1)
+            now[found.position[own], column] = found.value[own].float()
+        return now.view(*seen.shape[:-1], -1)
 
     def _sinks(self, x: Tensor) -> Tensor:
-        """bool [context, token] (or [position]): where the norm exceeds the subject's ratio times the median's."""
+        """bool [context, token]: where the norm of x [context, token, d] exceeds the subject's ratio times the median's."""
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
         known = self.typical
-        if norms.shape[-1] > 1 or known is None or known.shape[:-1] != norms.shape[:-1]:
+        if norms.shape[1] > 1 or known is None or len(known) != len(norms):
             known = self.typical = norms.median(dim=-1, keepdim=True).values
         return norms > self.subject.max_norm_ratio * known
 
@@ -165,9 +178,9 @@ def written_by(dictionary: Dictionary, features: Sequence[int]) -> Tensor:
 
 
 def _unit(x: Tensor, normalise: str) -> Tensor | float:
-    """How long one unit of what the dictionary reads is at x [position, d_in]: [position, 1], or 1 for raw ones."""
+    """How long one unit of what the dictionary reads is at x [..., d_in]: [..., 1], or 1 for raw activations."""
     if normalise == "constant_norm_rescale":
-        return torch.linalg.vector_norm(x, dim=1, keepdim=True) / x.shape[1] ** 0.5
+        return torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5
     if normalise == "layer_norm":
-        return x.std(dim=1, keepdim=True)
+        return x.std(dim=-1, keepdim=True)
     return 1.0

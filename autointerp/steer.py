@@ -5,7 +5,6 @@ text; where it breaks shows in the repetition of what it writes.
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -117,36 +116,44 @@ class Steerer:
 
         edit  add: strength x maximum activation x decoder row, at every position of prompt and continuation;
               clamp: their activations held at strength x maximum; ablate: held at 0, and strengths are not read
+
+        Strengths are contexts of one batch. An addition of 0 changes no bit, so the unsteered text stands for it.
         Raises SubjectError for a prompt that does not fit the subject's context, and for a strength at which its logits
         are no numbers.
         """
-        plans = [0.0] if edit == "ablate" else list(strengths)
-        edits = [[Edit(f.feature, edit, s * f.max_activation) for f in features] for s in plans]
-        for planned in edits:
-            check(self.dictionary, self.hookpoint, planned)
+        plans = [0.0] if edit == "ablate" else [s for s in strengths if edit == "clamp" or s != 0]
+        edits = [Edit(f.feature, edit, tuple(s * f.max_activation for s in plans)) for f in features]
+        check(self.dictionary, self.hookpoint, edits)
         subject = Subject.load(self._settings.subject, seed=self._settings.run.seed)
         ids = prompt_ids(subject, prompt, how.tokens)
-        bar.start("steer", total=1 + len(plans), unit="texts")
-        own = continued(subject, ids, how)
+        bar.start("steer", total=how.tokens * 2 if plans else how.tokens, unit="tokens")
+        (own,) = continued(subject, ids, how, 1, bar)
         baseline = Steered(0.0, _text(subject, own), 0.0, repetition(own))
-        before = log_probabilities(subject, ids, own)
-        bar.advance()
-        results = []
-        for strength, planned in zip(plans, edits, strict=True):
-            with self._edited(subject, planned):
-                try:
-                    written = continued(subject, ids, how)
-                    after = log_probabilities(subject, ids, own)
-                except FloatingPointError:
-                    raise SubjectError(
-                        f"strength {strength:g} makes logits of {subject.name} NaN or infinite: take a smaller one"
-                    ) from None
-            results.append(Steered(strength, _text(subject, written), divergence(before, after), repetition(written)))
-            bar.advance()
-        return Steering(prompt, edit, list(features), self.hookpoint, baseline, results)
+        found = {0.0: baseline} if edit == "add" else {}
+        if plans:
+            before = log_probabilities(subject, ids, own, 1)
+            try:
+                with intervening(subject, self.hookpoint, self.dictionary, edits):
+                    written = continued(subject, ids, how, len(plans), bar)
+                    after = log_probabilities(subject, ids, own, len(plans))
+            except NotFinite as problem:
+                raise SubjectError(
+                    f"strength {plans[problem.context]:g} makes logits of {subject.name} NaN or infinite: take a "
+                    "smaller one"
+                ) from None
+            for strength, tokens, probabilities in zip(plans, written, after, strict=True):
+                kl = divergence(before[0], probabilities)
+                found[strength] = Steered(strength, _text(subject, tokens), kl, repetition(tokens))
+        shown = plans if edit == "ablate" else strengths
+        return Steering(prompt, edit, list(features), self.hookpoint, baseline, [found[s] for s in shown])
 
-    def _edited(self, subject: Subject, edits: Sequence[Edit]) -> AbstractContextManager[None]:
-        return intervening(subject, self.hookpoint, self.dictionary, edits) if edits else nullcontext()
+
+class NotFinite(ArithmeticError):
+    """The subject's logits are NaN or infinite in this context of a batch."""
+
+    def __init__(self, context: int) -> None:
+        super().__init__(context)
+        self.context = context
 
 
 def prompt_ids(subject: Subject, prompt: str, tokens: int) -> list[int]:
@@ -169,27 +176,34 @@ def prompt_ids(subject: Subject, prompt: str, tokens: int) -> list[int]:
 
 
 @torch.inference_mode()
-def continued(subject: Subject, ids: Sequence[int], how: Sampling) -> list[int]:
-    """The tokens that the subject writes after `ids`, up to an end-of-text token, which is left out.
+def continued(subject: Subject, ids: Sequence[int], how: Sampling, contexts: int, bar: Bar) -> list[list[int]]:
+    """What the subject writes after `ids` in each of so many contexts, up to an end-of-text token, which is left out.
 
-    Raises FloatingPointError for logits that are not finite.
+    Raises NotFinite.
     """
-    random = torch.Generator().manual_seed(how.seed)
+    random = [torch.Generator().manual_seed(how.seed) for _ in range(contexts)]
     ends = _ends(subject)
-    found: list[int] = []
-    step, cache = torch.tensor([list(ids)], device=subject.device), None
-    while len(found) < how.tokens:
+    found: list[list[int]] = [[] for _ in range(contexts)]
+    open_ = set(range(contexts))
+    step, cache = torch.tensor([list(ids)] * contexts, device=subject.device), None
+    for _ in range(how.tokens):
         output: Any = subject.model(input_ids=step, past_key_values=cache, use_cache=True)
-        cache, logits = output.past_key_values, _finite(output.logits[0, -1].float().cpu())
-        if how.temperature > 0:
-            token = int(torch.multinomial((logits / how.temperature).softmax(dim=0), 1, generator=random))
-        else:
-            token = int(logits.argmax())
-        if token in ends:
+        cache, logits = output.past_key_values, _finite(output.logits[:, -1].float().cpu())
+        chosen = [_choose(row, how.temperature, random[i]) for i, row in enumerate(logits)]
+        open_ -= {i for i in open_ if chosen[i] in ends}
+        if not open_:
             break
-        found.append(token)
-        step = torch.tensor([[token]], device=subject.device)
+        for i in open_:
+            found[i].append(chosen[i])
+        step = torch.tensor([[token] for token in chosen], device=subject.device)
+        bar.advance()
     return found
+
+
+def _choose(logits: Tensor, temperature: float, random: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    return int(torch.multinomial((logits / temperature).softmax(dim=0), 1, generator=random))
 
 
 def _ends(subject: Subject) -> set[int]:
@@ -200,19 +214,19 @@ def _ends(subject: Subject) -> set[int]:
 
 
 @torch.inference_mode()
-def log_probabilities(subject: Subject, ids: Sequence[int], written: Sequence[int]) -> Tensor:
-    """Of every next token where `written` follows `ids`, from the first of it to the one after: [n + 1, vocabulary].
-
-    float32, on the CPU. Raises FloatingPointError for logits that are not finite.
-    """
-    tokens = torch.tensor([[*ids, *written]], device=subject.device)
+def log_probabilities(subject: Subject, ids: Sequence[int], written: Sequence[int], contexts: int) -> Tensor:
+    """Of every token of `written` after `ids`, and of the one after it: float32 [context, n + 1, vocabulary], on the
+    CPU; the same text in each context, which edits may tell apart. Raises NotFinite."""
+    tokens = torch.tensor([[*ids, *written]] * contexts, device=subject.device)
     output: Any = subject.model(input_ids=tokens, use_cache=False)
-    return _finite(output.logits[0, len(ids) - 1 :].float().cpu()).log_softmax(dim=-1)
+    return _finite(output.logits[:, len(ids) - 1 :].float().cpu()).log_softmax(dim=-1)
 
 
 def _finite(logits: Tensor) -> Tensor:
-    if not bool(torch.isfinite(logits).all()):
-        raise FloatingPointError
+    """The logits [context, ...] themselves. Raises NotFinite for the first context where they are not finite."""
+    finite = torch.isfinite(logits).flatten(1).all(dim=1)
+    if not bool(finite.all()):
+        raise NotFinite(int(finite.int().argmin()))
     return logits
 
 

@@ -197,3 +197,15 @@ def test_the_folder_of_a_whole_dictionary_can_be_cut_to_the_held_features(tmp_pa
     with intervening(subject, POINT, whole, [Edit(9, "ablate")]):
         found = at(subject).reshape(-1, 32)
     assert torch.allclose(found, x - value[:, None] * whole.W_dec[9], atol=1e-5)
+
+
+def test_each_context_of_a_batch_can_have_an_amount_of_its_own(subject: Subject) -> None:
+    x = at(subject)
+    held = x.clone()
+    held[..., 1] += (torch.tensor([0.7, 0.0])[:, None] - x[..., 1].clamp_min(0)) * 2.0
+    with intervening(subject, POINT, toy(), [Edit(1, "clamp", (0.7, 0.0))]):
+        assert torch.allclose(at(subject), held, atol=1e-6)
+    with intervening(subject, POINT, toy(), [Edit(1, "add", (0.0, 4.0))]):
+        found = at(subject)
+    assert torch.equal(found[0], x[0])
+    assert torch.allclose(found[1, :, 1], x[1, :, 1] + 8.0, atol=1e-5)
