@@ -16,7 +16,7 @@ from torch import Tensor
 
 from autointerp import hooks, targets
 from autointerp.dictionary import Dictionary
-from autointerp.errors import ConfigError, FeatureError, SubjectError
+from autointerp.errors import ConfigError, FeatureError, StoreError, SubjectError
 from autointerp.intervene import Edit, Kind, check, intervening
 from autointerp.meaning import nearest
 from autointerp.population import feature_index
@@ -83,10 +83,7 @@ class Steerer:
         """
         self.reading, self.store = reading, store
         settings = reading.settings
-        target = next(
-            t for t in targets.load(settings, Subject.sketch(settings.subject))
-            if t.dictionary.name == reading.run.dictionary
-        )  # fmt: skip
+        target = target_of(reading)
         self.dictionary: Dictionary = target.dictionary
         self.hookpoint: str = target.keys.hookpoint
         self.largest = store.features(reading.run.collection_id)["max"].max(axis=0)
@@ -146,6 +143,22 @@ class Steerer:
                 found[strength] = Steered(strength, _text(subject, tokens), kl, repetition(tokens))
         shown = plans if edit == "ablate" else strengths
         return Steering(prompt, edit, list(features), self.hookpoint, baseline, [found[s] for s in shown])
+
+
+def target_of(reading: Reading, sketch: Subject | None = None) -> targets.Target:
+    """The dictionary that a run was collected with, with its place in the subject.
+
+    Raises StoreError where what is loaded by its name is another one by now, other UserErrors where it is gone.
+    """
+    settings = reading.settings
+    found = targets.load(settings, sketch or Subject.sketch(settings.subject))
+    target = next(target for target in found if target.dictionary.name == reading.run.dictionary)
+    if target.dictionary.width != reading.collection["width"] or target.keys.hookpoint != reading.collection["hookpoint"]:
+        raise StoreError(
+            f"{target.dictionary.name} at {target.keys.hookpoint} has {target.dictionary.width:,} features, but the run "
+            f"was collected with {reading.collection['width']:,} at {reading.collection['hookpoint']}"
+        )
+    return target
 
 
 class NotFinite(ArithmeticError):
@@ -278,11 +291,7 @@ def to_terminal(found: Steering, console: Console) -> None:
         for name in ("unsteered", *(_heading(found.edit, result.strength) for result in shown)):
             table.add_column(name, ratio=1, overflow="fold")
         columns = [found.baseline, *shown]
-        table.add_row(*(
-            Text(f"KL {c.kl:.3f}  repetition {c.repetition:.0%}" if c is not found.baseline
-                 else f"repetition {c.repetition:.0%}", style="dim")
-            for c in columns
-        ))  # fmt: skip
+        table.add_row(*(Text(f"KL {c.kl:.3f}  repetition {c.repetition:.0%}", style="dim") for c in columns))
         table.add_row(*(Text(visible(c.text)) for c in columns))
         console.print(table)
         console.print()

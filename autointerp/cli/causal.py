@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from autointerp.cli.options import ConfigFile, Dictionary, Overrides, RunFolder, app, readings_of
+from autointerp.cli.options import ConfigFile, Dictionary, Overrides, RunFolder, app, folder_of, readings_of, say
 from autointerp.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -94,3 +94,41 @@ def _reading(readings: list[Any], wanted: list[str]) -> Any:
 def _changed(steerer: "Steerer", wanted: list[str], label: str | None) -> list[Any]:
     found = [steerer.changed(name) for name in wanted]
     return found if label is None else [*found, steerer.by_meaning(label)]
+
+
+@app.command("lens")
+def lens_(
+    run: RunFolder = None,
+    tokens: Annotated[int, typer.Option("--tokens", "-n", min=1, max=10, help="tokens shown of each feature")] = 6,
+    json_: Annotated[bool, typer.Option("--json", help="every feature of the dictionary as JSON")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="show features without a label too")] = False,
+    dictionary: Dictionary = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """The tokens that each feature's decoder row makes likelier and less likely, read through the unembedding.
+
+    Computed once for the whole dictionary and kept in the table lens; `autointerp show` and --json have them too.
+
+    autointerp lens
+    autointerp lens results/demo --all --tokens 10
+    autointerp sql "SELECT feature, promoted FROM lens WHERE list_contains(promoted, ' war')"
+    """
+    from autointerp import lenses
+    from autointerp.store import Store
+    from autointerp.tally import Bar
+
+    folder = folder_of(run, config, overrides)
+    with readings_of(folder, None, None, dictionary) as (readings, store, _):
+        pending = [reading for reading in readings if lenses.pending(reading, store)]
+    if pending:
+        with Store.create(folder / "run.duckdb") as store, Bar() as bar:
+            for reading in pending:
+                say(lenses.compute(reading, store, bar).line())
+    with readings_of(folder, None, None, dictionary) as (readings, store, _):
+        if json_:
+            found = [lenses.as_json(reading, store) for reading in readings]
+            print(json.dumps(found[0] if len(found) == 1 else found, indent=2, ensure_ascii=False))
+            return
+        for reading in readings:
+            lenses.to_terminal(reading, store, Console(), tokens, all_)
