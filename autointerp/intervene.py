@@ -156,7 +156,7 @@ class _Change:
         return now.view(*seen.shape[:-1], -1)
 
     def _sinks(self, x: Tensor) -> Tensor:
-        """bool [context, token], of x [context, token, d]: where the norm exceeds the subject's ratio times the median."""
+        """bool [context, token], of x [context, token, d]: the norm exceeds the subject's ratio times the median."""
         norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32)
         known = self.typical
         if norms.shape[1] > 1 or known is None or len(known) != len(norms):

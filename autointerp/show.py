@@ -133,7 +133,8 @@ class Library:
             density=float(self.reading.population.density[index]), label=_label_text(label), chosen=label,
             counters=self._by_split(index), histogram=self.store.histogram(self.collection_id, index),
             max_activation=float(self._counters["max"][:, index].max()), max_predicted=predicted.largest,
-            top_tokens=top, lens=lenses(self.store, self.collection_id, [index]).get(index), candidates=self._candidates(index, label),
+            top_tokens=top, lens=lenses(self.store, self.collection_id, [index]).get(index),
+            candidates=self._candidates(index, label),
             contexts=self._contexts(index, label, predicted, contexts),
         )  # fmt: skip
 

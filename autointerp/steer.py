@@ -153,10 +153,11 @@ def target_of(reading: Reading, sketch: Subject | None = None) -> targets.Target
     settings = reading.settings
     found = targets.load(settings, sketch or Subject.sketch(settings.subject))
     target = next(target for target in found if target.dictionary.name == reading.run.dictionary)
-    if target.dictionary.width != reading.collection["width"] or target.keys.hookpoint != reading.collection["hookpoint"]:
+    found_at, collected = (target.dictionary.width, target.keys.hookpoint), reading.collection
+    if found_at != (collected["width"], collected["hookpoint"]):
         raise StoreError(
-            f"{target.dictionary.name} at {target.keys.hookpoint} has {target.dictionary.width:,} features, but the run "
-            f"was collected with {reading.collection['width']:,} at {reading.collection['hookpoint']}"
+            f"{target.dictionary.name} has width {found_at[0]} at {found_at[1]} by now, but the run was collected with "
+            f"width {collected['width']} at {collected['hookpoint']}: collect it anew"
         )
     return target
 
