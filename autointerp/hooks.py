@@ -102,6 +102,26 @@ class Hook:
             return module.register_forward_pre_hook(before, with_kwargs=True)
         return module.register_forward_hook(after)
 
+    def replace(self, model: nn.Module, change: Callable[[Any], Any]) -> Any:
+        """Put what `change` makes of it in the place of what the module is given, or gives, whenever it runs.
+
+        As `attach`: the transforms are left to the caller, a torch handle comes back, and AttributeError is raised.
+        """
+
+        def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+            if args:
+                return (change(args[0]), *args[1:]), kwargs
+            name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+            return args, kwargs | {name: change(kwargs[name])}
+
+        def after(_: nn.Module, args: Any, output: Any) -> Any:
+            return (change(output[0]), *output[1:]) if isinstance(output, tuple) else change(output)
+
+        module = model.get_submodule(self.module)
+        if self.side == "input":
+            return module.register_forward_pre_hook(before, with_kwargs=True)
+        return module.register_forward_hook(after)
+
 
 def _first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What a module works on: its first argument, or `hidden_states` where all are given by name (attention)."""

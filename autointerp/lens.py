@@ -6,6 +6,7 @@ of the direction change no order and are left out. Only two of the subject's wei
 """
 
 import json
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,67 +15,119 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from autointerp import hooks, rows
 from autointerp.config import SubjectSection
 from autointerp.dictionary import Dictionary
 from autointerp.errors import DictionaryError, SubjectError
 from autointerp.subject import Subject, load_causal_lm, resolve_model
 
 TOKENS = 10  # shown of each feature
+CHUNK_FEATURES = 256  # features in one matrix product: 50 MB of logits for a vocabulary of 49,152
+
+# Modules that end a branch of a block: what goes into them reaches the residual stream through their weight.
+PROJECTIONS = frozenset({"o_proj", "c_proj", "down_proj", "dense", "dense_4h_to_h", "out_proj", "fc2"})
 
 
 class Lens:
     """The lens of one dictionary. Made cheaply; weights are read when the first feature is asked for."""
 
-    def __init__(self, subject: SubjectSection, dictionary: Dictionary) -> None:
-        self.subject, self.dictionary = subject, dictionary
+    def __init__(self, subject: SubjectSection, dictionary: Dictionary, hookpoint: str | None = None) -> None:
+        """`hookpoint`: canonical text of where the dictionary writes; None: the residual stream. A direction at the
+        input of an output projection is taken through that projection; a norm after it is left out."""
+        self.subject, self.dictionary, self.hookpoint = subject, dictionary, hookpoint
 
     def promoted(self, feature: int, n: int = TOKENS) -> list[str]:
         """The n tokens of the largest logits, most first. Tokens that are no text (special, part of a character) are
         left out."""
         logits = self.logits(feature)
-        tokenizer = self._tokenizer
-        special = set(tokenizer.all_special_ids)
-        found: list[str] = []
-        for token in torch.argsort(logits[: len(tokenizer)], descending=True, stable=True).tolist():
-            text = "" if token in special else str(tokenizer.decode([token]))
-            if text.strip() and "\ufffd" not in text:
-                found.append(text)
-                if len(found) == n:
-                    break
-        return found
+        readable = torch.argsort(logits[self._readable], descending=True, stable=True)[:n]
+        return [self._strings[i] for i in readable.tolist()]
 
     def logits(self, feature: int) -> Tensor:
         """[token] float32, up to a positive factor and a constant."""
-        unembedding, gain, centred = self._weights
-        direction = direction_of(self.dictionary, feature).float()
+        return self._logits([feature])[0]
+
+    def rows(self, collection_id: str, features: Sequence[int], n: int = TOKENS) -> Iterator[list[rows.Lens]]:
+        """The lens of features, chunk by chunk: the n tokens most promoted and most suppressed of each.
+
+        Logits are given in standard deviations from their mean over the tokens that are text.
+        """
+        for start in range(0, len(features), CHUNK_FEATURES):
+            chunk = list(features[start : start + CHUNK_FEATURES])
+            logits = self._logits(chunk)[:, self._readable]
+            spread, mean = torch.std_mean(logits, dim=1, keepdim=True)
+            high, low = logits.topk(n), logits.topk(n, largest=False)
+            up, down = ((found.values - mean) / spread.clamp_min(1e-30) for found in (high, low))
+            yield [
+                rows.Lens(
+                    collection_id, feature, [self._strings[j] for j in high.indices[i].tolist()], up[i].tolist(),
+                    [self._strings[j] for j in low.indices[i].tolist()], down[i].tolist(),
+                )
+                for i, feature in enumerate(chunk)
+            ]  # fmt: skip
+
+    @torch.inference_mode()
+    def _logits(self, features: Sequence[int]) -> Tensor:
+        """float32 [feature, token], in one matrix product."""
+        unembedding, gain, centred, projection = self._weights
+        directions = torch.stack([direction_of(self.dictionary, feature) for feature in features]).float()
+        if projection is not None:
+            directions = directions @ projection
         if centred:
-            direction = direction - direction.mean()
-        return unembedding @ (direction * gain)
+            directions = directions - directions.mean(dim=1, keepdim=True)
+        return (directions * gain) @ unembedding.T
+
+    @cached_property
+    def _readable(self) -> Tensor:
+        """Ids of the tokens that are text, ascending: neither special, nor blank, nor part of a character."""
+        return torch.tensor([token for token, _ in self._texts])
+
+    @cached_property
+    def _strings(self) -> list[str]:
+        return [text for _, text in self._texts]
+
+    @cached_property
+    def _texts(self) -> list[tuple[int, str]]:
+        tokenizer = self._tokenizer
+        special = set(tokenizer.all_special_ids)
+        ids = range(min(len(tokenizer), len(self._weights[0])))
+        decoded = tokenizer.batch_decode([[token] for token in ids])
+        return [
+            (token, text)
+            for token, text in zip(ids, decoded, strict=True)
+            if token not in special and text.strip() and "\ufffd" not in text
+        ]
 
     @cached_property
     def _tokenizer(self) -> Any:
         return Subject.reader(self.subject).tokenizer
 
     @cached_property
-    def _weights(self) -> tuple[Tensor, Tensor, bool]:
-        """Unembedding [token, d], gain of the final norm [d], and whether that norm centres."""
+    def _weights(self) -> tuple[Tensor, Tensor, bool, Tensor | None]:
+        """Unembedding [token, d], gain of the final norm [d], whether that norm centres, and the projection [d_out, d]
+        between the dictionary's hookpoint and the residual stream, where there is one."""
         model = Subject.sketch(self.subject).model
         prefix, norm = final_norm(model)
         names = [_unembedding_name(model), *(f"{prefix}.{name}" for name, _ in norm.named_parameters())]
-        tensors = _read(self.subject.model, names)
+        between = projection_of(model, self.hookpoint)
+        tensors = _read(self.subject.model, names + ([] if between is None else [f"{between}.weight"]))
         unembedding = tensors.pop(names[0])
+        projection = None if between is None else tensors.pop(f"{between}.weight")
+        if projection is not None and isinstance(model.get_submodule(between or ""), nn.Linear):
+            projection = projection.T  # GPT-2's Conv1D holds it the other way round
         norm = norm.to_empty(device="cpu").float()  # the sketch's, which had no weights
         norm.load_state_dict({name.removeprefix(f"{prefix}."): tensor for name, tensor in tensors.items()})
-        return unembedding, *gain_of(norm, unembedding.shape[1])
+        return unembedding, *gain_of(norm, unembedding.shape[1]), projection
 
 
-def check(sketch: Subject, dictionary: Dictionary) -> None:
+def check(sketch: Subject, dictionary: Dictionary, hookpoint: str | None = None) -> None:
     """Raises DictionaryError for directions that cannot be read through the unembedding of the subject."""
     width = sketch.model.get_output_embeddings().weight.shape[1]
-    if dictionary.architecture != "units" and dictionary.W_dec.shape[1] != width:
+    written = dictionary.d_in if dictionary.architecture == "units" else dictionary.W_dec.shape[1]
+    if written != width and projection_of(sketch.model, hookpoint) is None:
         raise DictionaryError(
-            f"explainer.logit_lens reads directions of the residual stream, of width {width}; those of "
-            f"{dictionary.name} have width {dictionary.W_dec.shape[1]}: set explainer.logit_lens = false"
+            f"the logit lens reads directions of the residual stream, of width {width}; those of {dictionary.name} "
+            f"have width {written}: set explainer.logit_lens = false"
         )
     final_norm(sketch.model)
 
@@ -90,6 +143,15 @@ def direction_of(dictionary: Dictionary, feature: int) -> Tensor:
     return dictionary.W_dec[int(torch.searchsorted(dictionary.wanted, feature))]
 
 
+def projection_of(model: Any, hookpoint: str | None) -> str | None:
+    """The module that takes a hookpoint's activations to the residual stream, where the hookpoint is its input."""
+    if hookpoint is None:
+        return None
+    hook = hooks.parse(hookpoint)
+    ends = hook.module.rpartition(".")[2] in PROJECTIONS
+    return hook.module if hook.side == "input" and ends else None
+
+
 def final_norm(model: nn.Module) -> tuple[str, nn.Module]:
     """The norm before the unembedding: the last module named a norm that is outside the layers. Raises SubjectError."""
     found = [
@@ -99,7 +161,7 @@ def final_norm(model: nn.Module) -> tuple[str, nn.Module]:
     ]
     if not found:
         raise SubjectError(
-            f"explainer.logit_lens: a {type(model).__name__} shows no final norm; set explainer.logit_lens = false"
+            f"the logit lens: a {type(model).__name__} shows no final norm; set explainer.logit_lens = false"
         )
     return found[-1]
 

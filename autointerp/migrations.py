@@ -206,4 +206,14 @@ STEPS: tuple[tuple[str, str], ...] = (
         );
         """,
     ),
+    (
+        "m011_lens",
+        """
+        CREATE TABLE lens (
+            collection_id VARCHAR NOT NULL, feature INTEGER NOT NULL, promoted VARCHAR[] NOT NULL,
+            promoted_by FLOAT[] NOT NULL, suppressed VARCHAR[] NOT NULL, suppressed_by FLOAT[] NOT NULL,
+            CHECK (len(promoted) = len(promoted_by)), CHECK (len(suppressed) = len(suppressed_by))
+        );
+        """,
+    ),
 )

@@ -77,7 +77,7 @@ def prepare(settings: Settings, rehearsal: bool = False) -> Prepared:
             settings.features.select, dictionary.name, dictionary.width, prepared.names, target.features
         )
         if settings.explainer.logit_lens and (asked or settings.explainer.rounds):
-            lens.check(sketch, dictionary)
+            lens.check(sketch, dictionary, target.keys.hookpoint)
     return prepared
 
 
@@ -238,7 +238,8 @@ class Labelling:
     def _explaining(self, door: Door) -> Explaining:
         features = self.grading.run.features or []
         wanted = self.settings.explainer.logit_lens
-        promoted = lens.Lens(self.settings.subject, self.target.dictionary).promoted if wanted else None
+        read = lens.Lens(self.settings.subject, self.target.dictionary, self.target.keys.hookpoint)
+        promoted = read.promoted if wanted else None
         # Evidence is only read when a feature is pending, which the stage finds out first.
         return Explaining(
             self.store, self.settings, features, lambda: self.grading.evidence, door, self.pipeline.bar,

@@ -204,6 +204,19 @@ class Neighbour(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class Lens(Row):
+    """The logit lens of one feature: tokens that its decoder row makes likelier, and less likely."""
+
+    table: ClassVar[str] = "lens"
+    collection_id: Annotated[str, "collection whose subject and dictionary were read"]
+    feature: Annotated[int, "index of the feature"]
+    promoted: Annotated[list[str], "tokens of the largest logits, largest first; tokens that are no text left out"]
+    promoted_by: Annotated[list[float], "logit of each, standard deviations above the mean of all tokens that are text"]
+    suppressed: Annotated[list[str], "tokens of the smallest logits, smallest first"]
+    suppressed_by: Annotated[list[float], "logit of each, in the same unit; negative"]
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation(Row):
     """One candidate label, or why there is none."""
 
@@ -360,6 +373,6 @@ class Call(Row):
 
 
 TABLES: tuple[type[Row], ...] = (
-    Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel, Neighbour,
+    Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel, Neighbour, Lens,
     Explanation, Draw, Simulation, Judgement, Score, Verdict, Certified, Call,
 )  # fmt: skip

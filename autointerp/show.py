@@ -14,8 +14,9 @@ from rich.text import Text
 from autointerp.evidence import Texts
 from autointerp.population import feature_index
 from autointerp.report import Label, Reading, number
-from autointerp.rows import Explanation, Score, Split
+from autointerp.rows import Explanation, Lens, Score, Split
 from autointerp.store import Sparse, Store
+from autointerp.store_lens import lenses
 from autointerp.text import printable
 from autointerp.verdicts import MEANING
 
@@ -80,6 +81,7 @@ class Found:
     max_activation: float  # over all splits
     max_predicted: float  # over the score split under the chosen label
     top_tokens: list[str]  # heaviest first
+    lens: Lens | None  # tokens that it promotes and suppresses; None until `autointerp lens`
     candidates: list[Candidate]  # the chosen one first
     contexts: dict[str, list[Context]]  # by key of KINDS; evidence first, where the verdict has any
 
@@ -131,7 +133,8 @@ class Library:
             density=float(self.reading.population.density[index]), label=_label_text(label), chosen=label,
             counters=self._by_split(index), histogram=self.store.histogram(self.collection_id, index),
             max_activation=float(self._counters["max"][:, index].max()), max_predicted=predicted.largest,
-            top_tokens=top, candidates=self._candidates(index, label),
+            top_tokens=top, lens=lenses(self.store, self.collection_id, [index]).get(index),
+            candidates=self._candidates(index, label),
             contexts=self._contexts(index, label, predicted, contexts),
         )  # fmt: skip
 
@@ -340,8 +343,12 @@ def _print_counters(found: Found, console: Console) -> None:
         bars = _bars(found.histogram[first : last + 1])
         ends = f"{2 ** (first / 2 - 8):.2g} .. {2 ** (last / 2 - 7.5):.2g}, max {found.max_activation:.2f}"
         console.print(Text(f"strength  {bars}  {ends} (log2)", style="dim"))
-    if found.top_tokens:
-        console.print(Text("tokens    " + "  ".join(visible(t).strip() or "␣" for t in found.top_tokens), style="dim"))
+    listed = {"tokens": found.top_tokens}
+    if found.lens is not None:
+        listed |= {"promotes": found.lens.promoted, "suppresses": found.lens.suppressed}
+    for name, tokens in listed.items():
+        if tokens:
+            console.print(Text(f"{name:<10}" + "  ".join(visible(t).strip() or "␣" for t in tokens), style="dim"))
 
 
 def _bars(counts: Iterable[int]) -> str:
