@@ -18,6 +18,7 @@ from autointerp.export_contexts import Contexts, write_folder
 from autointerp.report import Reading
 from autointerp.store import Store
 from autointerp.tally import Bar
+from autointerp.text import printable
 
 SCORES = pa.schema([
     pa.field("feature_id", pa.string(), nullable=False, metadata={"doc": "dictionary/index"}),
@@ -96,10 +97,10 @@ def card(readings: Sequence[Reading]) -> str:
         {"config_name": name, "data_files": [{"split": "train", "path": f"{name}.parquet"}]} for name in CONFIGS
     ]  # fmt: skip
     head = {
-        "pretty_name": f"Feature labels: {readings[0].run.name}", "configs": configs,
+        "pretty_name": f"Feature labels: {printable(readings[0].run.name)}", "configs": configs,
         "tags": ["interpretability", "sparse-autoencoder", "autointerp"],
     }  # fmt: skip
-    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=True)}" for key, value in head.items()), "---", ""]
+    lines = ["---", *(f"{key}: {json.dumps(value, ensure_ascii=False)}" for key, value in head.items()), "---", ""]
     lines += ["# Labels of sparse-autoencoder features", ""]
     lines += [f"Written by autointerp {readings[0].run.code_version}. All splits are called `train`.", ""]
     for reading in readings:
@@ -122,5 +123,6 @@ def card(readings: Sequence[Reading]) -> str:
 
 
 def _code(text: str) -> str:
-    """Text from outside as inline code of one line, which no Markdown ends."""
-    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+    """Text from outside as inline code of one line, which no Markdown ends; of an absolute path the last part."""
+    short = text.rstrip("/").rpartition("/")[2] if text.startswith("/") else text
+    return "`" + " ".join(printable(short).replace("`", "'").split()) + "`"
