@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,9 +111,9 @@ def test_every_metric_that_is_listed_can_be_ordered_by(reading: Reading) -> None
         (lambda r: Filter(kinds=frozenset({"rare"})), "unknown kind 'rare'"),
     ],
 )
-def test_unknown_names_are_refused_with_the_nearest(reading: Reading, call: object, message: str) -> None:
+def test_unknown_names_are_refused_with_the_nearest(reading: Reading, call: Callable[[Reading], object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        call(reading)  # type: ignore[operator]
+        call(reading)
 
 
 # -- the encoder's vectors ---------------------------------------------------------------------------------------------
@@ -154,9 +154,8 @@ def run(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_hostile_labels_do_not_steer_the_terminal(
     hostile: Path, command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run(command[0], *command[1:], str(hostile), monkeypatch=monkeypatch) if command[0] == "top" else run(
-        "search", command[1], str(hostile), monkeypatch=monkeypatch
-    )
+    first = 1 if command[0] == "top" else 2  # where the run's folder goes
+    run(*command[:first], str(hostile), *command[first:], monkeypatch=monkeypatch)
     shown = capsys.readouterr().out
     assert "<script>" in shown and "\\u202e" in shown and "\\x1b" in shown
     assert not {"\0", "\x1b", "\x07", "\u202e", "\u202c"} & set(shown)

@@ -1,12 +1,16 @@
 """Commands that find labels in a run: search, top."""
 
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from autointerp.cli.options import ConfigFile, Dictionary, Overrides, RunFolder, app, readings_of
+
+if TYPE_CHECKING:
+    from autointerp.search import Hit
 
 HowMany = Annotated[int, typer.Option("--n", "-n", min=1, help="labels shown at most")]
 Verdicts = Annotated[
@@ -85,7 +89,7 @@ def top(
     _print(hits, json_, by)
 
 
-def _print(hits: list, json_: bool, metric: str | None) -> None:
+def _print(hits: Sequence["Hit"], json_: bool, metric: str | None) -> None:
     from autointerp import search as finding
 
     if json_:
