@@ -18,7 +18,8 @@ from autointerp.errors import ConfigError, StoreError, nearest
 from autointerp.report import Label, Reading
 from autointerp.text import printable
 
-FORMATS = ("parquet", "jsonl", "csv")
+FORMATS = ("parquet", "jsonl", "csv")  # one file, of labels alone
+FOLDERS = ("hf", "neuronpedia")  # a folder, with scores and contexts: export_hf.py, export_neuronpedia.py
 
 SCHEMA = pa.schema([
     pa.field("feature_id", pa.string(), nullable=False, metadata={"doc": "dictionary/index"}),
@@ -59,8 +60,9 @@ SCHEMA = pa.schema([
 
 def check_format(format: str) -> None:
     """Raises ConfigError for a format that is not known."""
-    if format not in FORMATS:
-        raise ConfigError(f"unknown export format {format!r}{nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
+    known = FORMATS + FOLDERS
+    if format not in known:
+        raise ConfigError(f"unknown export format {format!r}{nearest(format, known)}; known: {', '.join(known)}")
 
 
 def records(*readings: Reading) -> list[dict[str, Any]]:
@@ -135,5 +137,14 @@ def _write_csv(file: Any, names: Sequence[str], rows: Sequence[Sequence[Any]]) -
 
 
 def _harmless(value: Any) -> Any:
-    """A cell that a spreadsheet cannot take for a formula: text that begins like one gets a leading quote."""
-    return "'" + value if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """A cell that a spreadsheet cannot take for a formula: text that begins like one gets a leading quote.
+
+    So does text that begins with a quote of its own: `from_cell` then gives every text back as it was.
+    """
+    risky = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
+    return "'" + value if isinstance(value, str) and value.startswith(risky) else value
+
+
+def from_cell(cell: str) -> str:
+    """The text that a cell of our CSV stands for: without the quote that kept a spreadsheet from running it."""
+    return cell.removeprefix("'")

@@ -115,7 +115,7 @@ def test_csv_agrees_with_parquet_row_by_row(files: dict[str, Path]) -> None:
                 assert row[name].removeprefix("'") == str(value)
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+1", "-1 degrees", "@SUM(A1)", "\t=1", "\r=1"])
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1 degrees", "@SUM(A1)", "\t=1", "\r=1", "'=1", "'"])
 def test_a_label_that_a_spreadsheet_would_run_is_defused_in_csv_alone(
     reading: Reading, tmp_path: Path, text: str
 ) -> None:
@@ -123,6 +123,7 @@ def test_a_label_that_a_spreadsheet_would_run_is_defused_in_csv_alone(
     with export.write(poisoned, "csv", tmp_path).open(encoding="utf-8", newline="") as file:
         (row,) = csv.DictReader(file)
     assert row["label"] == "'" + text
+    assert export.from_cell(row["label"]) == text
     assert json.loads(export.write(poisoned, "jsonl", tmp_path).read_text("utf-8"))["label"] == text
 
 
@@ -148,7 +149,9 @@ def test_what_is_exported_is_what_the_report_says(files: dict[str, Path], readin
     for row in table:  # the one column that holds JSON
         row["evidence"] = json.loads(row["evidence"]) if row["evidence"] else {}
     assert [{k: row[k] for k in row if k in labels[0]} for row in table] == [
-        {k: label[k] for k in table[0] if k in label} for label in labels
+        {k: label[k] for k in table[0] if k in label}
+        | {"evidence": json.dumps(label["evidence"]) if label["evidence"] else None}
+        for label in labels
     ]
 
 

@@ -68,24 +68,36 @@ def show(
 @app.command()
 def export(
     run: RunFolder = None,
-    format: Annotated[str, typer.Option("--format", "-f", help="parquet, jsonl or csv")] = "parquet",
+    format: Annotated[str, typer.Option("--format", "-f", help="parquet, jsonl, csv, hf, neuronpedia")] = "parquet",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="file to write; default labels.<format> in the run")
+        Path | None, typer.Option("--output", "-o", help="file or folder to write; default labels.<format> in the run")
     ] = None,
     dictionary: Dictionary = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """The labels with their grades as a table.
+    """The labels with their grades as a table; or, with scores and contexts, as a folder for others' tools.
+
+    hf is a dataset folder that `datasets.load_dataset` opens, neuronpedia the batch layout that its importer reads.
 
     autointerp export --format csv
     autointerp export results/demo --format jsonl --output labels.jsonl
+    autointerp export results/demo --format hf --output my-labels
     """
     from autointerp import export as exports
+    from autointerp import export_hf, export_neuronpedia
+    from autointerp.tally import Bar
 
     exports.check_format(format)
-    with readings_of(run, config, overrides, dictionary) as (readings, _, folder):
-        print(exports.write(readings, format, folder, output))
+    with readings_of(run, config, overrides, dictionary) as (readings, store, folder), Bar() as bar:
+        path = output or folder / f"labels.{format}"
+        if format == "hf":
+            written = export_hf.write(readings, store, path, bar)
+        elif format == "neuronpedia":
+            written = export_neuronpedia.write(readings, store, path, bar)
+        else:
+            written = exports.write(readings, format, folder, output)
+    print(written)
 
 
 @app.command()

@@ -59,6 +59,20 @@ def resolve_encoder(name: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
+def load_encoder(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+    """The sentence encoder and its tokenizer, on the CPU. Raises ConfigError when it cannot be found or read."""
+    from transformers import AutoModel, AutoTokenizer
+
+    where = resolve_encoder(name)
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(where)
+            model = AutoModel.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError) as problem:
+        raise ConfigError(f"encoder {name!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
+    return model, tokenizer
+
+
 class EmbeddingSimulator:
     """Similarity of contextual token embeddings to the label's, squared above a per-label floor."""
 
@@ -80,15 +94,7 @@ class EmbeddingSimulator:
     @classmethod
     def load(cls, cfg: SimulatorSection, device: str, passage_tokens: int) -> "EmbeddingSimulator":
         """Load the encoder. Raises ConfigError when it cannot be found or read."""
-        from transformers import AutoModel, AutoTokenizer
-
-        where = resolve_encoder(cfg.encoder)
-        try:
-            with quiet_transformers():
-                tokenizer = AutoTokenizer.from_pretrained(where)
-                model = AutoModel.from_pretrained(where, trust_remote_code=False)
-        except (OSError, ValueError) as problem:
-            raise ConfigError(f"encoder {cfg.encoder!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
+        model, tokenizer = load_encoder(cfg.encoder)
         chosen = pick_device(device)
         return cls(model.to(chosen).eval(), tokenizer, cfg, chosen, passage_tokens)
 

@@ -1,0 +1,39 @@
+"""Whole texts as unit vectors of the packaged sentence encoder: what labels are searched by."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autointerp.simulators.embedding import PACKAGED_ENCODER, load_encoder
+from autointerp.tally import Bar
+
+PIECES = 64  # wordpieces of a text that are read; all are padded to it, so that a vector depends on its text alone
+BATCH = 32  # texts per forward pass; always full, for the same reason
+
+
+def sentence_vectors(texts: Sequence[str], bar: Bar, encoder: str = PACKAGED_ENCODER) -> NDArray[np.float32]:
+    """One unit vector per text, [text, d]: the mean of its wordpieces' last hidden states, as the encoder was trained.
+
+    Equal texts are read once. Raises ConfigError when the encoder cannot be found or read.
+    """
+    model, tokenizer = load_encoder(encoder)
+    model.eval()
+    different = list(dict.fromkeys(texts)) or [""]
+    bar.start("embed", total=len(different), unit="texts")
+    parts = []
+    for start in range(0, len(different), BATCH):
+        chunk = different[start : start + BATCH]
+        encoded = tokenizer(
+            chunk + chunk[-1:] * (BATCH - len(chunk)), return_tensors="pt", padding="max_length", truncation=True,
+            max_length=PIECES,
+        )  # fmt: skip
+        with torch.inference_mode():
+            hidden = model(**encoded).last_hidden_state
+        mask = encoded["attention_mask"][..., None]
+        mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+        parts.append(torch.nn.functional.normalize(mean, dim=-1)[: len(chunk)].numpy())
+        bar.advance(len(chunk))
+    vectors, row = np.concatenate(parts), {text: n for n, text in enumerate(different)}
+    return vectors[[row[text] for text in texts]]
