@@ -32,6 +32,7 @@ from autointerp.intervene import check, unit_of, written_by
 from autointerp.metrics.correlation import correlation
 from autointerp.subject import Subject
 from autointerp.tally import Bar
+from autointerp.text import token_strings
 
 CHECKED = 200  # pairs that are ablated by default
 BATCH = 16  # pairs ablated in one pass
@@ -150,8 +151,6 @@ def target_id(subject: Subject, target: str) -> int:
 
 def strings(subject: Subject, ids: Sequence[int]) -> list[str]:
     """One string per token; together they are the text."""
-    from autointerp.text import token_strings
-
     return token_strings(ids, {token: subject.token_bytes(token) for token in set(ids)})
 
 
