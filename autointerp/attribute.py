@@ -1,10 +1,12 @@
 """How much each firing of a feature adds to the logit of a target token, by one backward pass, checked by ablation.
 
 The contribution of feature i at token t is a_it * (d_i . g_t): its activation, times the slope along its decoder row of
-the target's logit, where g_t is the gradient at the dictionary's hookpoint. It is the first-order estimate of what the
-logit would lose without that firing (attribution patching: Nanda 2023; for features: Marks et al. 2024). The target is
-the logit minus the mean logit of the vocabulary: a constant added to all logits changes no probability, and would be
-attributed like anything else.
+the target's logit, where g_t is the gradient at the dictionary's hookpoint. It estimates what the logit would lose
+without that firing (attribution patching: Nanda 2023; for features: Marks et al. 2024). g is the mean of two gradients,
+at the text's own activations and with all firings halved: at the first alone a feature that carries most of an
+activation looks harmless, since the norms after it flatten the slope along it (integrated gradients, Sundararajan et
+al. 2017, with two points). The target is the logit minus the mean logit of the vocabulary: a constant added to all
+logits changes no probability, and would be attributed like anything else.
 
 What x . g holds beside features is shown as it is: the reconstruction error, the dictionary's bias, and the positions
 that never count (attention sinks and special tokens), where a dictionary's encoding means nothing.
@@ -56,7 +58,7 @@ class Pair:
     position: int
     feature: int
     activation: float
-    contribution: float  # activation x slope of the target along what the feature writes
+    contribution: float  # activation x slope of the target along the decoder row
     ablated: float | None = None  # what the target really loses without this firing; None where not tried
 
 
@@ -186,18 +188,22 @@ def over_mean(logits: Tensor, target: int) -> Tensor:
 
 
 def gradient(
-    subject: Subject, hookpoint: str, ids: Sequence[int], target: int | None
+    subject: Subject, hookpoint: str, ids: Sequence[int], target: int | None, less: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """(activations [token, d], gradient of the target's logit over the mean [token, d], logits [vocabulary], target).
 
     target  a token id; None: the one that the subject finds likeliest
+    less    taken away from the activations first, [token, d]
     All float32 and without BOS. Raises SubjectError where the hookpoint does not lead to the logits.
     """
     kept: list[Tensor] = []
 
     def keep(x: Tensor) -> Tensor:
-        kept.append(x.detach().clone().requires_grad_())
-        return kept[-1]
+        x = x.detach().clone()
+        if less is not None:
+            x.view(-1, x.shape[-1])[-len(ids) :] -= less.to(x.dtype)
+        kept.append(x.requires_grad_())
+        return x
 
     with torch.enable_grad(), _replaced(subject, hooks.parse(hookpoint), keep):
         logits = _after(subject, ids)
@@ -205,6 +211,11 @@ def gradient(
         slope = torch.autograd.grad(over_mean(logits, chosen)[0], kept, allow_unused=True)[-1] if kept else None
     if slope is None:
         raise SubjectError(f"hookpoint {hookpoint!r} of {subject.name} has no part in the logits of this text")
+    if kept[-1].numel() != (len(ids) + subject.prepend_bos) * kept[-1].shape[-1]:
+        raise SubjectError(
+            f"hookpoint {hookpoint!r} of {subject.name} gives {list(kept[-1].shape)} on a text of {len(ids)} tokens: "
+            "expected activations [context, token, d]"
+        )
     x, slope = (t.detach().float().reshape(-1, t.shape[-1])[-len(ids) :] for t in (kept[-1], slope))
     return x, slope, logits[0].detach(), chosen
 
@@ -256,6 +267,8 @@ def attribute(
     wanted = None if target is None else target_id(subject, target)
     x, slope, logits, chosen = gradient(subject, hookpoint, ids, wanted)
     fired = fire(subject, dictionary, hookpoint, ids, x)
+    features = torch.zeros_like(x).index_add_(0, fired.position, fired.written)
+    slope = (slope + gradient(subject, hookpoint, ids, chosen, features / 2)[1]) / 2
     contribution = (fired.written * slope[fired.position]).sum(dim=1)
     of_features = torch.zeros(len(ids), device=x.device).index_add_(0, fired.position, contribution)
     whole, error = (x * slope).sum(dim=1), (fired.error * slope).sum(dim=1)

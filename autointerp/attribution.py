@@ -18,6 +18,7 @@ from autointerp.tally import Bar
 
 BAR = 12  # characters of the longest bar
 PER_TOKEN = 3  # firings shown beside a token, and as many labelled ones after them
+LABELLED = 5  # labelled features listed after those that contribute most
 LEAST = 0.7  # correlation with ablation below which contributions are called unreliable
 
 
@@ -146,7 +147,11 @@ def _features(explained: Explained, top: int) -> Table:
     table.add_column("", min_width=BAR, no_wrap=True)
     table.add_column("label", ratio=2, overflow="fold")
     table.add_column("most at", ratio=1, overflow="fold")
-    for feature, value in list(whole.items())[:top]:
+    first = list(whole.items())
+    labelled = [item for item in first[top:] if item[0] in explained.labels][:LABELLED]
+    for place, (feature, value) in enumerate(first[:top] + labelled):
+        if place == top:
+            table.add_row()
         most = next(pair for pair in found.pairs if pair.feature == feature)
         tried = "" if most.ablated is None else f", ablated {most.ablated:+.2f}"
         label = explained.labels.get(feature)
