@@ -142,7 +142,7 @@ class _Change:
         if self.encoder is not None:
             missing = self.holds[:, None] - self._now(seen, self.encoder)
             change = change + missing @ self.written[len(self.added) :]
-        change = (change * _unit(seen.float(), self.normalise)).expand(contexts.shape)
+        change = (change * unit_of(seen.float(), self.normalise)).expand(contexts.shape)
         change = change.masked_fill(self._sinks(contexts)[..., None], 0.0)
         return (contexts.float() + change).to(x.dtype).view(x.shape)  # where the change is 0, x bit for bit
 
@@ -177,7 +177,7 @@ def written_by(dictionary: Dictionary, features: Sequence[int]) -> Tensor:
     return rows
 
 
-def _unit(x: Tensor, normalise: str) -> Tensor | float:
+def unit_of(x: Tensor, normalise: str) -> Tensor | float:
     """How long one unit of what the dictionary reads is at x [..., d_in]: [..., 1], or 1 for raw activations."""
     if normalise == "constant_norm_rescale":
         return torch.linalg.vector_norm(x, dim=-1, keepdim=True) / x.shape[-1] ** 0.5

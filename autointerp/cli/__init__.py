@@ -15,7 +15,11 @@ from autointerp.cli.options import app
 from autointerp.errors import UserError
 
 # isort: off
-from autointerp.cli import stages, trust, readers, finding, causal, setup  # noqa: F401  each adds its commands, in this order
+# fmt: off
+from autointerp.cli import (  # noqa: F401  each adds its commands, in this order
+    stages, trust, readers, finding, causal, attribution, setup,
+)
+# fmt: on
 # isort: on
 
 

@@ -1,0 +1,195 @@
+"""An attribution with the labels of a finished run: what the command prints, and its JSON."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autointerp import attribute as attributing
+from autointerp import probe, targets
+from autointerp.attribute import Attribution, Check, Pair, by_feature
+from autointerp.report import Reading, number
+from autointerp.show import visible
+from autointerp.subject import Subject
+from autointerp.tally import Bar
+
+BAR = 12  # characters of the longest bar
+PER_TOKEN = 3  # firings shown beside a token, and as many labelled ones after them
+LABELLED = 5  # labelled features listed after those that contribute most
+LEAST = 0.7  # correlation with ablation below which contributions are called unreliable
+
+
+@dataclass(frozen=True)
+class Explained:
+    """An attribution, and the labels by feature; a feature without a label is not in them."""
+
+    found: Attribution
+    dictionary: str
+    labels: dict[int, str]
+
+
+def explain(
+    reading: Reading, text: str, bar: Bar, target: str | None, position: int | None, checked: int
+) -> Explained:
+    """The text attributed with the subject and the dictionary of a finished run. Raises a UserError."""
+    settings = reading.settings
+    place = next(
+        t for t in targets.load(settings, Subject.sketch(settings.subject))
+        if t.dictionary.name == reading.run.dictionary
+    )  # fmt: skip
+    subject = attributing.for_attribution(settings)
+    hookpoint = place.keys.hookpoint
+    dictionary = probe.completed(settings, subject, place.dictionary, hookpoint)
+    found = attributing.attribute(
+        subject, dictionary, hookpoint, text, bar, target=target, position=position, checked=checked,
+        seed=settings.run.seed,
+    )  # fmt: skip
+    labels = {label.feature: label.label for label in reading.labels if label.label is not None}
+    return Explained(found, dictionary.name, labels)
+
+
+def as_json(explained: Explained, top: int) -> dict[str, Any]:
+    """Everything as plain dicts and lists: totals, all pairs, and the `top` features, each with its label or null."""
+    found, labels = explained.found, explained.labels
+    whole = asdict(found)
+    whole["pairs"] = [pair | {"label": labels.get(pair["feature"])} for pair in whole["pairs"]]
+    return whole | {
+        "dictionary": explained.dictionary, "totals": totals(found),
+        "features": [
+            {"feature": feature, "label": labels.get(feature), "contribution": value}
+            for feature, value in list(by_feature(found.pairs).items())[:top]
+        ],
+    }  # fmt: skip
+
+
+def totals(found: Attribution) -> dict[str, float]:
+    """Contributions over all tokens: of features, of the reconstruction error, of the bias, of masked positions."""
+    return {
+        "features": sum(pair.contribution for pair in found.pairs), "error": sum(found.error),
+        "bias": sum(found.bias), "masked": sum(found.masked),
+    }  # fmt: skip
+
+
+# -- terminal ----------------------------------------------------------------------------------------------------------
+
+
+def to_terminal(explained: Explained, console: Console, top: int) -> None:
+    """The target, a row per token with what fires there, the features that matter most, and how far to trust it."""
+    found = explained.found
+    target = found.target
+    console.print(Text.assemble(
+        "target ", (f"«{visible(target.token)}»", "bold"), f"  probability {target.probability:.2%}, "
+        f"logit {target.logit:.2f}, {target.logit_over_mean:.2f} over the mean logit",
+    ))  # fmt: skip
+    console.print(Text(f"{visible(explained.dictionary)} at {visible(found.hookpoint)}", style="dim"))
+    console.print()
+    console.print(_tokens(explained))
+    console.print()
+    console.print(_features(explained, top))
+    console.print()
+    said = {"features": "features", "error": "reconstruction error", "bias": "the dictionary's bias",
+            "masked": "masked positions"}  # fmt: skip
+    line = "   ".join(f"{said[name]} {value:+.2f}" for name, value in totals(found).items())
+    console.print(Text(f"all together: {line}", style="dim"))
+    console.print(_trust(found.check))
+
+
+def _tokens(explained: Explained) -> Table:
+    found = explained.found
+    at: list[list[Pair]] = [[] for _ in found.tokens]
+    for pair in found.pairs:
+        at[pair.position].append(pair)
+    sums = [sum(pair.contribution for pair in pairs) for pairs in at]
+    largest = max((abs(value) for value in sums), default=0.0)
+    strongest = abs(found.pairs[0].contribution) if found.pairs else 0.0
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    table.add_column("", justify="right", style="dim")
+    table.add_column("token", no_wrap=True)
+    table.add_column("features", justify="right")
+    table.add_column("", min_width=BAR, no_wrap=True)
+    table.add_column("firing here, by contribution", ratio=1, overflow="fold")
+    for i, token in enumerate(found.tokens):
+        share = sums[i] / largest if largest else 0.0
+        masked = not at[i] and found.masked[i] != 0
+        table.add_row(
+            str(i), Text(visible(token) or "␣", style=_style(share)), "" if masked else f"{sums[i]:+.2f}", _bar(share),
+            Text("masked: a special token or an attention sink", style="dim") if masked
+            else _firing(at[i], strongest, explained.labels),
+        )  # fmt: skip
+    return table
+
+
+def _firing(pairs: list[Pair], strongest: float, labels: Mapping[int, str]) -> Text:
+    """The firings that contribute most, then labelled ones that are not among them."""
+    first, rest = pairs[:PER_TOKEN], pairs[PER_TOKEN:]
+    shown = first + [pair for pair in rest if pair.feature in labels][:PER_TOKEN]
+    line = Text()
+    for pair in shown:
+        line.append("  " if line else "")
+        share = pair.contribution / strongest if strongest else 0.0
+        line.append(_name(pair.feature, labels), style=_style(share))
+        line.append(f" {pair.contribution:+.2f}", style="dim")
+    if len(pairs) > len(shown):
+        line.append(f"  and {len(pairs) - len(shown)} more", style="dim")
+    return line
+
+
+def _features(explained: Explained, top: int) -> Table:
+    found = explained.found
+    whole = by_feature(found.pairs)
+    largest = max((abs(value) for value in whole.values()), default=0.0)
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("feature", "contribution"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", min_width=BAR, no_wrap=True)
+    table.add_column("label", ratio=2, overflow="fold")
+    table.add_column("most at", ratio=1, overflow="fold")
+    first = list(whole.items())
+    labelled = [item for item in first[top:] if item[0] in explained.labels][:LABELLED]
+    for place, (feature, value) in enumerate(first[:top] + labelled):
+        if place == top:
+            table.add_row()
+        most = next(pair for pair in found.pairs if pair.feature == feature)
+        tried = "" if most.ablated is None else f", ablated {most.ablated:+.2f}"
+        label = explained.labels.get(feature)
+        table.add_row(
+            str(feature), f"{value:+.3f}", _bar(value / largest if largest else 0.0),
+            Text(visible(label)) if label is not None else Text("(no label)", style="dim"),
+            Text(f"{visible(found.tokens[most.position])} {most.contribution:+.2f}{tried}", style="dim"),
+        )  # fmt: skip
+    return table
+
+
+def _name(feature: int, labels: Mapping[int, str]) -> str:
+    return f"{feature} {visible(labels[feature])}" if feature in labels else str(feature)
+
+
+def _bar(share: float) -> Text:
+    """A bar as long as a share of the largest, -1 to 1: green for, red against."""
+    return Text("█" * round(BAR * abs(share)) or "▏", style="green" if share > 0 else "red" if share < 0 else "dim")
+
+
+def _style(share: float) -> str:
+    """Background for a contribution as a share of the largest, -1 to 1."""
+    if abs(share) < 0.02:
+        return ""
+    depth = round(40 + 150 * min(abs(share), 1.0) ** 0.7)
+    return f"white on rgb({'24' if share > 0 else depth},{depth if share > 0 else '24'},36)"
+
+
+def _trust(check: Check) -> Text:
+    """The correlation with ablation, and what it means for the numbers above."""
+    if not check.n:
+        return Text("not checked against ablation", style="yellow")
+    if check.pearson is None:
+        return Text(f"against ablation: no correlation can be told from {check.n} pairs", style="yellow")
+    line = (
+        f"against ablation of {check.n} (feature, token) pairs: r {check.pearson:.2f}, rank r "
+        f"{number(check.spearman)}; {check.n_random} random ones alone: r {number(check.pearson_random)}"
+    )
+    if check.pearson >= LEAST:
+        return Text(line, style="green")
+    return Text(f"{line}. Below {LEAST:g}: some features saturate, and do more than a slope can tell", style="yellow")
