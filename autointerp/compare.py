@@ -164,7 +164,7 @@ def compare(a: Sequence[Run], b: Sequence[Run], bar: Bar, draws: int = DRAWS, se
         raise ComparisonError(f"{name} is on both sides: expected two different runs; nothing differs")
     for arm in (a, b):
         if len({run.run_id for run in arm}) < len(arm):
-            raise ComparisonError(f"{arm[0].name} is given twice on one side: every run counts once, as a seed of its own")
+            raise ComparisonError(f"{arm[0].name} is given twice on one side: give every run, or seed, once")
     mine, theirs = (_features(arm) for arm in (a, b))
     both = sorted(mine & theirs)
     if not both:

@@ -90,7 +90,8 @@ def draw(found: Comparison, path: Path) -> Path:
         spread.axvline(0, color="0.4", linewidth=0.8)
         spread.axvline(row.mean, color="C0", label=f"mean {row.mean:+.3f}")
     if row.lo is not None and row.hi is not None:
-        spread.axvspan(row.lo, row.hi, color="C0", alpha=0.2, linewidth=0, label=f"95 %: {row.lo:+.3f} to {row.hi:+.3f}")
+        ends_said = f"95 %: {row.lo:+.3f} to {row.hi:+.3f}"
+        spread.axvspan(row.lo, row.hi, color="C0", alpha=0.2, linewidth=0, label=ends_said)
     if len(x):
         spread.legend(frameon=False, fontsize=8)
     spread.set(xlabel="r_rank, B - A", ylabel="features")

@@ -3,7 +3,6 @@
 
 import io
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from autointerp.compare import METRICS, ComparisonError, Documents, Run, as_json
 from autointerp.metrics import Moments
 from autointerp.tally import Bar
 
+from .test_cli import Autointerp, autointerp  # noqa: F401 - a fixture
 from .test_pipeline import copied, finished, finished_run  # noqa: F401 - fixtures
 
 OFF = Bar(enabled=False)
@@ -34,7 +34,7 @@ def made(name: str, errs: float, n: int = 30, seed: int = 0, lost: int = 0, text
         r = float(np.corrcoef(truth.ravel(), said.ravel())[0, 1])
         names = np.array([f"d{p // 2}" for p in range(PASSAGES)])
         documents[f"d/{f}"] = Documents(np.arange(PASSAGES) % 3, names, moments)
-        numbers[f"d/{f}"] = {metric: r if f >= lost else None for metric in METRICS}
+        numbers[f"d/{f}"] = dict.fromkeys(METRICS, r if f >= lost else None)
     reasons = {f"d/{f}": "constant_prediction" for f in range(lost)}
     return Run(name, f"{name}-{seed}", seed, f"c{text}", numbers, reasons, dict.fromkeys(numbers, "good"), documents)
 
@@ -137,7 +137,7 @@ def test_r_rank_of_a_real_run_is_that_of_the_passages_read_back(tiny: dict[str, 
 
 
 def test_bad_input_on_the_command_line_is_a_line(
-    autointerp: Callable, copied: Path, tiny: dict[str, Path]
+    autointerp: Autointerp, copied: Path, tiny: dict[str, Path]
 ) -> None:
     before = finished_run(tiny)
     ended = autointerp("compare", before, copied / "t")

@@ -18,7 +18,7 @@ def compare(
     ] = None,
     more_b: Annotated[list[str] | None, typer.Option("--b", help="another run of B", show_default=False)] = None,
     picture: Annotated[
-        Path | None, typer.Option("--picture", "-p", help="draw the differences: .png, .svg or .pdf", show_default=False)
+        Path | None, typer.Option("--picture", "-p", help="draw the differences: .png, .svg, .pdf", show_default=False)
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="differences, verdicts and pairs as JSON")] = False,
 ) -> None:

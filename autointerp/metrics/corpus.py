@@ -61,10 +61,10 @@ def r_pop(
     draws        replicates; 0 gives the value alone
     level        nominal coverage of the interval
     One replicate: cells that are resampled take their documents with replacement (a cluster bootstrap, narrowed by
-    sqrt(1 - n / N) where a cell holds n of its N passages); modelled cells draw their share of predicted passages from
-    its Beta posterior; populations that are shares of the panel are drawn from the Dirichlet around them. The interval
-    leaves out as many replicates below as above (2.5 % each at level .95). It speaks of this split's text, finite as it is. The value is the plug-in: posterior
-    means for modelled cells.
+    sqrt(1 - n / N) where a cell holds n of its N passages); modelled cells draw their share of predicted passages
+    from its Beta posterior; populations that are shares of the panel are drawn from the Dirichlet around them. The
+    interval leaves out as many replicates below as above (2.5 % each at level .95). It speaks of this split's text,
+    finite as it is. The value is the plug-in: posterior means for modelled cells.
     """
     if not 0 <= panel_share <= 1:
         raise ValueError(f"panel_share is a share of the split's passages, got {panel_share}")
