@@ -319,7 +319,7 @@ class ScoreSection(Section):
     select_passages: int = Field(80, ge=8, description="passages per label on the select split (half of them firing)")
     score_passages: int = Field(160, ge=12, description="passages per label on the score split (half of them firing)")
     bootstrap: Positive = Field(1000, description="document bootstrap draws behind each interval")
-    nulls: Count = Field(20, description="labels of other features that each feature is also scored with")
+    nulls: Count = Field(999, description="labels of other features, at most, that each feature is also scored with")
 
 
 class VerdictSection(Section):

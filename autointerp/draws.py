@@ -105,6 +105,17 @@ class Design:
             cells.append(Cell(STRATA[kind], kind, self.panel.passages[drawn.rows[kind]], n * per_passage, n))
         return [cell for cell in cells if len(cell.passages)]
 
+    def unguided(self, feature: int, size: int) -> list[Cell]:
+        """Firing and silent passages, half and half, drawn without regard to any label."""
+        facts = self._facts(feature)
+        order = facts.silent.order
+        silent = self.panel.passages[order[facts.silent.silent[order]]]
+        n_firing = float(self.firing_passages[feature])
+        return [
+            Cell("A", "fires", facts.firing[: size // 2], n_firing),
+            Cell("C", "silent", silent[: size - size // 2], self.n_passages - n_firing, len(silent)),
+        ]
+
 
 @dataclass(frozen=True)
 class _Facts:

@@ -139,11 +139,11 @@ def backgrounds(sets: list[list[metrics.Cell]]) -> dict[str, Background | None]:
 
 def r_pop(
     found: list[metrics.Cell], pools: dict[str, Background | None], panel_share: float, draws: int,
-    random: np.random.Generator,
+    random: np.random.Generator, level: float = 0.95,
 ) -> Interval:  # fmt: skip
     """r_pop with its interval, modelled cells leaning on the pool of their kind."""
     modelled = [c._replace(background=pools.get(c.kind)) if c.hit is not None else c for c in found]
-    return metrics.r_pop(modelled, panel_share, draws, random)
+    return metrics.r_pop(modelled, panel_share, draws, random, level)
 
 
 def examples(found: Marked, threshold: float, n: int) -> dict[str, list[int]]:

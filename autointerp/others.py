@@ -1,7 +1,8 @@
 """Labels of other features on a feature's passages: what a label gets that has nothing to do with it (the null), and
 whether it can be told from its neighbours' (discrimination)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +12,16 @@ from autointerp.grading import Grading
 from autointerp.population import population
 from autointerp.rows import Explanation
 from autointerp.scoring_set import ScoringSet, scoring_set
+
+NULL_PASSAGES = 40  # behind a null, half of them firing: what a paid simulator is asked as well
+NULL_BLOCK = 128  # labels predicted at once, so that memory does not grow with their number
+
+
+class Null(NamedTuple):
+    """The label of a feature among labels of others, all on the same passages."""
+
+    own: float | None  # r_rank of its own label there; None where there is none
+    values: NDArray[np.float64]  # [label] of the others
 
 
 class Others:
@@ -22,37 +33,57 @@ class Others:
         self.with_null = grading.with_null(chosen)
         density = population(grading.store, grading.run.collection_id, grading.settings.features).density
         self.density = {feature: float(density[feature]) for feature in self.labels}
+        self.rest = self._rest()
 
-    def nulls(self, feature: int) -> list[float]:
-        """r_rank of labels of other features, each on a scoring set of its own drawn by the rule of a real label: with
-        hard negatives that it claims itself. A constant prediction counts 0, a lost one is left out."""
+    def _rest(self) -> list[dict[int, str]]:
+        """What was not chosen: feature -> its n-th other candidate, for every n. Labels as likely to mean something as
+        the chosen ones, for runs with fewer features than nulls."""
+        grading, found = self.grading, dict[int, list[str]]()
+        run = grading.run
+        for e in grading.store.explanations(run.collection_id, run.explainer_ids, run.features or []):
+            if e.status == "ok" and e.feature in self.labels and grading.key(e) != self.labels[e.feature]:
+                found.setdefault(e.feature, []).append(grading.key(e))
+        depth = max(map(len, found.values()), default=0)
+        return [{feature: keys[n] for feature, keys in found.items() if n < len(keys)} for n in range(depth)]
+
+    def _strangers(self, feature: int) -> list[str]:
+        """Labels of other features, matched in density and length: chosen ones, then other candidates as needed."""
+        wanted, found = self.grading.n_nulls, dict[str, None]()
+        own = self.labels[feature]
+        for labels in (self.labels, *self.rest):
+            if len(found) >= wanted:
+                break
+            matched = baselines.shuffled_labels(feature, labels | {feature: own}, self.density, len(labels))
+            found |= dict.fromkeys(label for _, label in matched)
+        return list(found)[:wanted]
+
+    def null(self, feature: int) -> Null:
+        """The label among labels that have nothing to do with its feature, on firing and silent passages that no label
+        had a say in: A + C of METHOD, on which all of them are tried alike. A lost prediction leaves its label out."""
         grading = self.grading
-        if feature not in self.with_null:
-            return []
-        wanted = baselines.shuffled_labels(feature, self.labels, self.density, grading.n_nulls)
-        if not wanted:
-            return []
-        labels = [label for _, label in wanted]
-        sets = [
-            scoring_set(grading, feature, "score", [row for cell in cells for row in cell.rows("", "", "score")])
-            for cells in grading.cells(feature, labels, "score")
-        ]
-        values = []
-        for found, predicted in zip(sets, self._predicted(labels, sets), strict=True):
-            if not np.isnan(predicted).any():
-                values.append(metrics.correlation(found.actual, predicted) or 0.0)
-        return values
+        strangers = self._strangers(feature) if feature in self.with_null else []
+        if not strangers:
+            return Null(None, np.empty(0))
+        cells = grading.design("score").unguided(feature, NULL_PASSAGES)
+        found = scoring_set(grading, feature, "score", [row for cell in cells for row in cell.rows("", "", "score")])
+        if not len(found.actual):
+            return Null(None, np.empty(0))
+        paid = grading.settings.simulator.paid  # its nulls are pooled, so the label itself need not be asked about
+        asked = strangers if paid else [self.labels[feature], *strangers]
+        scores = np.concatenate(list(self._correlations(found, asked)))
+        own, values = (np.nan, scores) if paid else (scores[0], scores[1:])
+        return Null(float(own) if own and not np.isnan(own) else None, values[~np.isnan(values)])
 
-    def _predicted(self, labels: list[str], sets: list[ScoringSet]) -> list[NDArray[np.float64]]:
-        """What each label predicts on its own set, by token. A free simulator is asked once for all of them, because
-        they share most passages."""
-        if self.grading.settings.simulator.paid:
-            return [
-                found.at(self.grading.predict([z], found.passages)[0]) for z, found in zip(labels, sets, strict=True)
-            ]
-        union = np.unique(np.concatenate([found.passages for found in sets]))
-        grids = self.grading.predict(labels, union)
-        return [found.at(grids[i, np.searchsorted(union, found.passages)]) for i, found in enumerate(sets)]
+    def _correlations(self, found: ScoringSet, labels: list[str]) -> Iterator[NDArray[np.float64]]:
+        """r_rank of labels on a set, a block at a time; 0 exactly for a constant prediction, NaN for a lost one."""
+        actual = found.actual - found.actual.mean()
+        length = np.sqrt(actual @ actual)
+        for start in range(0, len(labels), NULL_BLOCK):
+            said = found.at(self.grading.predict(labels[start : start + NULL_BLOCK], found.passages))
+            said -= said.mean(axis=1, keepdims=True)
+            lengths = length * np.sqrt(np.einsum("ij,ij->i", said, said))
+            flat = lengths <= 1e-12 * max(length, 1.0)
+            yield np.where(flat, 0.0, said @ actual / np.where(flat, 1.0, lengths))
 
     def why_no_null(self, feature: int) -> str:
         """Why a feature has no null."""

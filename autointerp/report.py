@@ -86,7 +86,11 @@ def read(store: Store, dictionary: str | None = None) -> Reading:
 
     Raises StoreError where nothing has been collected.
     """
-    run = store.latest_run(dictionary)
+    return read_run(store, store.latest_run(dictionary))
+
+
+def read_run(store: Store, run: Run) -> Reading:
+    """One run of a store, whichever."""
     alone = len(store.latest_runs()) == 1
     settings = Settings.model_validate_json(run.settings)
     row = store.collection(run.collection_id)

@@ -18,7 +18,7 @@ from autointerp.grades import ON_CHOSEN
 from autointerp.grading import Grading
 from autointerp.keep import mix, salted
 from autointerp.notes import Notes, score_id
-from autointerp.others import Others
+from autointerp.others import Null, Others
 from autointerp.rows import Draw, Explanation, Score, Split
 from autointerp.scoring_set import ScoringSet, marked, scoring_set, simulated
 from autointerp.tally import Tally
@@ -94,10 +94,10 @@ def _score_label(
         return rows
     rows += _detection(grading, note, found, predicted)
     rows += _beside_table(grading, note, found, predicted)
-    values = others.nulls(label.feature)
+    null = others.null(label.feature)
     why = others.why_no_null(label.feature)
-    rows.append(note.number("null", float(np.mean(values)) if values else None, len(values), why))
-    return [*rows, _null_p(grading, note, rank.value, values, why), _discrimination(note, found, predicted, others)]
+    rows.append(note.number("null", float(null.values.mean()) if len(null.values) else None, len(null.values), why))
+    return [*rows, _null_p(grading, note, null, why), _discrimination(note, found, predicted, others)]
 
 
 def _r_rank(grading: Grading, found: ScoringSet, predicted: NDArray[np.float64], draws: int) -> metrics.Interval:
@@ -154,13 +154,13 @@ def _beside_table(grading: Grading, note: Notes, found: ScoringSet, predicted: N
     return [note.number(name, value, n.get(name, passages), why[name]) for name, value in numbers.items()]
 
 
-def _null_p(grading: Grading, note: Notes, value: float | None, nulls: list[float], why: str) -> Score:
+def _null_p(grading: Grading, note: Notes, null: Null, why: str) -> Score:
     """Permutation p of the label among the labels of other features. Paid simulators have pooled nulls and no p."""
     if grading.settings.simulator.paid:
         return note.without("null_p", "pooled_null")
-    if not nulls or value is None:
-        return note.without("null_p", "no_r_rank" if nulls else why)
-    return note.number("null_p", metrics.permutation_p(value, np.array(nulls)), len(nulls), "")
+    if not len(null.values) or null.own is None:
+        return note.without("null_p", "no_r_rank" if len(null.values) else why)
+    return note.number("null_p", metrics.permutation_p(null.own, null.values), len(null.values), "")
 
 
 def _discrimination(note: Notes, found: ScoringSet, predicted: NDArray[np.float64], others: Others) -> Score:

@@ -341,6 +341,10 @@ class Store:
             raise StoreError(f"{self.path} holds no run yet")
         return [Run(**row) for row in found]
 
+    def runs(self) -> list[Run]:
+        """Everything that was ever asked for, the latest first."""
+        return [Run(**row) for row in self._rows("SELECT * EXCLUDE asked_at FROM run ORDER BY asked_at DESC")]
+
     def collection(self, collection_id: str) -> dict[str, Any] | None:
         """The collection's row as a dict, or None."""
         found = self._rows("SELECT * FROM collection WHERE collection_id = ?", [collection_id])

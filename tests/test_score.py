@@ -283,30 +283,55 @@ def test_the_null_of_a_single_feature_does_not_exist(bench: MakeBench, truth: Ca
     assert (row.value, row.n, row.reason) == (None, 0, "no_other_label")
 
 
-def test_every_null_label_has_hard_negatives_of_its_own(
-    bench: MakeBench,
-    truth: Callable,
-    monkeypatch: pytest.MonkeyPatch,
+def test_nulls_and_the_label_itself_are_tried_on_passages_that_no_label_had_a_say_in(
+    bench: MakeBench, truth: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = bench(truth(4), Reader(), features__select=chosen(4))
-    graded(made)
-    texts, sets = made.grading.texts, []
+    right, w = truth(4), bench.words
+    sets = []
     original = others.scoring_set
     monkeypatch.setattr(others, "scoring_set", lambda *given: sets.append(original(*given)) or sets[-1])
-    found = others.Others(made.grading, {e.feature: e for e in made.store.chosen(made.grading.run)})
-    assert len(found.nulls(0)) == 3
-    own = {row.passage_id for rows in made.draws("score").values() for row in rows if row.stratum == "B"}
-    for found in sets:
-        hard = found.passages[found.stratum == STRATA["B"]]
-        words = [
-            {bench.words[f] for f in (1, 2, 3) if " " + bench.words[f] in texts.strings(int(p))} for p in hard
-        ]
-        named = set.intersection(*words)
-        assert len(named) == 1, "all hard negatives of a null label hold the word that it claims"
-        rest = found.passages[found.stratum == STRATA["C"]]
-        assert not any(" " + next(iter(named)) in texts.strings(int(p)) for p in rest)
-        assert not set(hard.tolist()) <= own
-    assert len({tuple(found.passages) for found in sets}) == 3
+    for labels in (right, {f: [w[f + 4]] for f in range(4)}):  # right ones, and others
+        made = bench(labels, Reader(), features__select=chosen(4))
+        graded(made)
+        sets.clear()
+        found = others.Others(made.grading, found_chosen(made))
+        null = found.null(0)
+        assert len(null.values) == 3 and len(sets) == 1
+        if labels is right:
+            assert null.own == pytest.approx(1.0, abs=1e-6) and np.abs(null.values).max() < 0.3
+            first = sets[0]
+    assert set(first.passages.tolist()) == set(sets[0].passages.tolist()), "whatever the labels say"
+    assert set(first.stratum.tolist()) == {STRATA["A"], STRATA["C"]}
+    assert (first.stratum == STRATA["A"]).sum() == (first.stratum == STRATA["C"]).sum() == others.NULL_PASSAGES / 2
+
+
+def test_where_features_are_few_other_candidates_are_nulls_too_but_never_the_features_own(bench: MakeBench) -> None:
+    w = bench.words
+    labels = {f: [w[f], w[f + 6], w[f + 12]] for f in range(4)}
+    made = bench(labels, Reader(), features__select=chosen(4), score__nulls=7)
+    graded(made)
+    found = others.Others(made.grading, found_chosen(made))
+    assert set(found._strangers(0)[:3]) == {w[1], w[2], w[3]}, "chosen ones come first"
+    assert len(found._strangers(0)) == 7 == len(set(found._strangers(0)))
+    assert not set(found._strangers(0)) & set(labels[0])
+    assert len(found.null(0).values) == 7
+
+
+def test_nulls_do_not_depend_on_how_many_are_predicted_at_once(
+    bench: MakeBench, truth: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bench(truth(6), Noise(), features__select=chosen(6))
+    graded(made)
+    found = others.Others(made.grading, found_chosen(made))
+    whole = found.null(0)
+    monkeypatch.setattr(others, "NULL_BLOCK", 2)
+    parts = others.Others(made.grading, found_chosen(made)).null(0)
+    assert parts.own == pytest.approx(whole.own) and parts.values == pytest.approx(whole.values)
+
+
+def found_chosen(made: Bench) -> dict:
+    """Feature -> its chosen label."""
+    return {e.feature: e for e in made.store.chosen(made.grading.run)}
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -51,17 +51,20 @@ class Cell(NamedTuple):
         return np.stack([np.asarray(column, dtype=np.float64) for column in self.moments], axis=1)
 
 
-def r_pop(cells: Sequence[Cell], panel_share: float, draws: int, random: np.random.Generator) -> Interval:
-    """The correlation on the corpus with its 95 % interval; None throughout where either side is constant.
+def r_pop(
+    cells: Sequence[Cell], panel_share: float, draws: int, random: np.random.Generator, level: float = 0.95
+) -> Interval:
+    """The correlation on the corpus with its interval; None throughout where either side is constant.
 
     cells        disjoint; together they stand for every passage of the split
     panel_share  panel passages / all passages of the split, 0..1
     draws        replicates; 0 gives the value alone
+    level        nominal coverage of the interval
     One replicate: cells that are resampled take their documents with replacement (a cluster bootstrap, narrowed by
-    sqrt(1 - n / N) where a cell holds n of its N passages); modelled cells draw their share of predicted passages from
-    its Beta posterior; populations that are shares of the panel are drawn from the Dirichlet around them. The interval
-    is the 2.5 to 97.5 % quantile. It speaks of this split's text, finite as it is. The value is the plug-in: posterior
-    means for modelled cells.
+    sqrt(1 - n / N) where a cell holds n of its N passages); modelled cells draw their share of predicted passages
+    from its Beta posterior; populations that are shares of the panel are drawn from the Dirichlet around them. The
+    interval leaves out as many replicates below as above (2.5 % each at level .95). It speaks of this split's text,
+    finite as it is. The value is the plug-in: posterior means for modelled cells.
     """
     if not 0 <= panel_share <= 1:
         raise ValueError(f"panel_share is a share of the split's passages, got {panel_share}")
@@ -84,7 +87,7 @@ def r_pop(cells: Sequence[Cell], panel_share: float, draws: int, random: np.rand
     replicates = replicates[~np.isnan(replicates)]
     if len(replicates) < draws / 2:
         return Interval(value, None, None)
-    lo, hi = np.quantile(replicates, [0.025, 0.975])
+    lo, hi = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     return Interval(value, float(lo), float(hi))
 
 
