@@ -1,8 +1,8 @@
 """What a page on loopback refuses: other hosts' names, and writes that other sites send.
 
 A server on 127.0.0.1 is reachable by every page the same browser has open. Two attacks follow: a foreign name that is
-made to resolve to loopback (DNS rebinding) reads the run, and a foreign page posts a form to it. The first is seen in the
-`Host` header, the second in `Origin`, `Sec-Fetch-Site` and a token that only our own pages hold.
+made to resolve to loopback (DNS rebinding) reads the run, and a foreign page posts a form to it. The first is seen in
+the `Host` header, the second in `Origin`, `Sec-Fetch-Site` and a token that only our own pages hold.
 """
 
 import hmac
@@ -56,7 +56,8 @@ def guarded(app: App, port: int, token: str) -> App:
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
-            return await app(scope, receive, send)
+            await app(scope, receive, send)
+            return
         if scope["type"] != "http":
             raise ValueError(f"expected an HTTP request, got {scope['type']}: this page has no other kind")
 
@@ -70,7 +71,8 @@ def guarded(app: App, port: int, token: str) -> App:
         headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
         refused = refusal(scope["method"], headers, port, token)
         if refused is None:
-            return await app(scope, receive, dressed)
+            await app(scope, receive, dressed)
+            return
         status, line = refused
         plain = [(b"content-type", b"text/plain; charset=utf-8")]
         await dressed({"type": "http.response.start", "status": status, "headers": plain})
