@@ -75,7 +75,11 @@ def test_every_answer_carries_the_policy(host: str, status: int, reached: int) -
         return {"type": "http.request", "body": b""}
 
     scope = {"type": "http", "method": "GET", "headers": [(b"Host", host.encode())]}
-    asyncio.run(guard.guarded(app, 8000, "right")(scope, receive, send))
+
+    async def visit() -> None:
+        await guard.guarded(app, 8000, "right")(scope, receive, send)
+
+    asyncio.run(visit())
     assert sent[0]["status"] == status and len(calls) == reached
     policies = [value for name, value in sent[0]["headers"] if name.lower() == b"content-security-policy"]
     assert len(policies) == 1 and b"default-src 'none'" in policies[0] and b"unsafe" not in policies[0]
