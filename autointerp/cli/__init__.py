@@ -15,7 +15,7 @@ from autointerp.cli.options import app
 from autointerp.errors import UserError
 
 # isort: off
-from autointerp.cli import stages, trust, readers, setup  # noqa: F401  each adds its commands, in this order
+from autointerp.cli import stages, trust, readers, pages, setup  # noqa: F401  each adds its commands, in this order
 # isort: on
 
 
