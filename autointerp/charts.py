@@ -51,11 +51,10 @@ class Chart(NamedTuple):
 
 
 def grades(labels: Iterable[Label]) -> Chart | None:
-    """Histogram of r_rank, with the outlines of token look-up (r_tok) and of others' labels (null); None without any."""
-    found = {
-        name: [v for label in labels if (v := getattr(label, name)) is not None] for name in ("r_rank", "r_tok", "null")
-    } if (labels := list(labels)) else {}  # fmt: skip
-    if not found or not found["r_rank"]:
+    """Histogram of r_rank, with the outlines of token look-up (r_tok) and others' labels (null); None without any."""
+    labels, names = list(labels), ("r_rank", "r_tok", "null")
+    found = {name: [v for label in labels if (v := getattr(label, name)) is not None] for name in names}
+    if not found["r_rank"]:
         return None
     low = math.floor(min(0.0, *(v for values in found.values() for v in values)) / BIN)
     edges = list(range(low, round(1 / BIN) + 1))
@@ -110,7 +109,9 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
     return lambda value: start + (value - low) / ((high - low) or 1.0) * (end - start)
 
 
-def _log(values: Sequence[float], start: float, end: float, percent: bool) -> tuple[Callable[[float], float], list[Tick]]:
+def _log(
+    values: Sequence[float], start: float, end: float, percent: bool
+) -> tuple[Callable[[float], float], list[Tick]]:
     """A logarithmic axis around positive values, with marks at 1, 2 and 5 where it is short, else at powers of ten."""
     low, high = math.log10(min(values)) - 0.08, math.log10(max(values)) + 0.08
     scale = _scale(low, high, start, end)

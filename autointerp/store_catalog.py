@@ -1,7 +1,7 @@
 """The labels of a run as one table in memory that can be searched, filtered, sorted and paged: SQL for the list.
 
-The grades a reader shows are joined and derived in `report`; this holds the outcome, so that a view of it costs one scan
-and never touches the run's file. Pages are cut by keyset: a page begins after the key of the last row of the one
+The grades a reader shows are joined and derived in `report`; this holds the outcome, so that a view of it costs one
+scan and never touches the run's file. Pages are cut by keyset: a page begins after the key of the last row of the one
 before, which costs the same for the first page and the last, and stays right when rows are added in between.
 """
 
@@ -238,7 +238,9 @@ def _key(text: str) -> tuple[float, int, int] | None:
         return None
     parts = text.split("_")
     if len(parts) != 3 or not all(part.isascii() and part.isdigit() and len(part) < 10 for part in parts[1:]):
-        raise ConfigError(f"page: expected an address that this page made, got {text[:40]!r}: start from the first page")
+        raise ConfigError(
+            f"page: expected an address that this page made, got {text[:40]!r}: start from the first page"
+        )
     return _finite("page", parts[0]), int(parts[1]), int(parts[2])
 
 
