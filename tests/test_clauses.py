@@ -26,7 +26,20 @@ def test_a_label_is_read_for_what_it_names(label: str, named: list[str]) -> None
 
 @pytest.mark.parametrize(
     "label",
-    ["of the", "to", "also", "words", "the word", "and their, and its", "the status, on trade", "don't, can't", "'ve, 'd", "the soldiers' homes", ",", '""'],
+    [
+        "of the",
+        "to",
+        "also",
+        "words",
+        "the word",
+        "and their, and its",
+        "the status, on trade",
+        "don't, can't",
+        "'ve, 'd",
+        "the soldiers' homes",
+        ",",
+        '""',
+    ],
 )
 def test_words_that_are_themselves_the_label_are_kept(label: str) -> None:
     assert clauses(label) == (label.split(", ") if ", " in label else [label])

@@ -10,7 +10,9 @@ import re
 _QUOTED = re.compile(
     r""""([^"]*\w[^"]*)"|“([^”]*\w[^”]*)”|`([^`]*\w[^`]*)`|(?<!\w)['‘](\w(?:[^'‘’]{0,30}\w)?)['’](?!\w)"""
 )
-_BETWEEN = re.compile(r"\s*[,;:()]\s*(?:(?:such as|including|especially)\s+)?|\s+(?:or|and|such as|including|especially)\s+")
+_BETWEEN = re.compile(
+    r"\s*[,;:()]\s*(?:(?:such as|including|especially)\s+)?|\s+(?:or|and|such as|including|especially)\s+"
+)
 _LAST = re.compile(r"(?:and|or)\s+", re.I)  # opens the last alternative of three or more
 
 # Words that speak of words, and what may stand between, before and after them. A clause loses them from its start only
@@ -37,7 +39,7 @@ def clauses(label: str) -> list[str]:
     if quoted:
         return quoted
     found = [part for part in _BETWEEN.split(label.strip()) if part.strip()]
-    if len(found) > 2:
-        found[-1] = _LAST.sub("", found[-1], count=1) if _LAST.match(found[-1]) else found[-1]
+    if len(found) > 2 and (opening := _LAST.match(found[-1])):
+        found[-1] = found[-1][opening.end() :]
     named = [part for part in found if not (" " in part and _ALL_ABOUT.fullmatch(part))]
-    return [_ABOUT.sub("", part, count=1) if _ABOUT.match(part) else part for part in named] or [label]
+    return [part[about.end() :] if (about := _ABOUT.match(part)) else part for part in named] or [label]
