@@ -125,7 +125,7 @@ def _rounds(settings: Settings, chooser: str) -> tuple[Round, ...]:
 
 # Raised when the code of a stage changes what it would write for the same settings.
 MINED_VERSION = 1  # those of methods that ask a model stand beside their code
-SIMULATOR_VERSION = 1
+SIMULATOR_VERSION = 2
 SCORER_VERSION = 3
 JUDGE_VERSION = 1
 

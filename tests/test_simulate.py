@@ -398,6 +398,12 @@ def test_the_embedding_simulator_predicts_the_same_whichever_labels_are_asked_be
     np.testing.assert_allclose(alone, beside, atol=1e-6)
 
 
+def test_the_embedding_simulator_reads_a_sentence_about_a_word_as_the_word(embedding) -> None:  # type: ignore[no-untyped-def]
+    listed, said = embedding.predict(["treaty, dog", 'the words "treaty" and "dog"'], np.array([100, 101]))
+    assert listed.max() > 0.01
+    np.testing.assert_array_equal(listed, said)
+
+
 @pytest.fixture(scope="module")
 def apart(embedding):  # type: ignore[no-untyped-def]
     """The same encoder, which read one passage by itself instead of in a batch with all others."""

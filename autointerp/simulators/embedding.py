@@ -7,7 +7,6 @@ background text.
 """
 
 import importlib.util
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from autointerp.config import SimulatorSection
 from autointerp.errors import ConfigError
+from autointerp.simulators.clauses import clauses
 from autointerp.subject import pick_device, quiet_transformers
 from autointerp.tally import Bar
 from autointerp.text import words
@@ -40,8 +40,6 @@ FLOOR_PASSAGES = 512  # background passages behind a label's floor
 LAYERS = (0, -1)  # hidden states of the encoder, weighted equally
 LITERAL = 0.3  # added to the similarity of the token that completes a clause, word for word
 N_GRAM = 3  # words of a clause that a literal match looks at, counted from its end
-
-_CLAUSE = re.compile(r"\s*[,;]\s*|\s+or\s+")
 
 
 def resolve_encoder(name: str) -> str:
@@ -176,9 +174,9 @@ class EmbeddingSimulator:
     def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
         """max(0, similarity - floor) squared, [label, passage, token]."""
         self._learn(labels)
-        clauses = [self._labels[label][0] for label in labels]
+        known = [self._labels[label][0] for label in labels]
         floors = torch.tensor([self._labels[label][1] for label in labels])
-        similarity = self._similarity(clauses, passages)
+        similarity = self._similarity(known, passages)
         rise = similarity.sub_(floors[:, None, None]).clamp_min_(0)
         return rise.square_().numpy()
 
@@ -186,10 +184,10 @@ class EmbeddingSimulator:
         """Likeness of every token to the nearest clause of each label, [label, passage, token]: mean cosine over the
         layers, plus LITERAL where the clause ends at the token."""
         rows = np.array([self._row[int(i)] for i in passages], dtype=np.int64)
-        clauses = [
+        named = [
             (i, label.vectors[n], label.words[n]) for i, label in enumerate(labels) for n in range(len(label.words))
         ]
-        vectors = torch.stack([vector for _, vector, _ in clauses])
+        vectors = torch.stack([vector for _, vector, _ in named])
         padded = torch.cat([vectors, vectors.new_zeros(-len(vectors) % PREDICT_CLAUSES, vectors.shape[1])])
         columns = [part.T.contiguous() for part in padded.split(PREDICT_CLAUSES)]
         result = np.full((len(labels), len(rows), self.passage_tokens), -1.0, dtype=np.float32)
@@ -199,7 +197,7 @@ class EmbeddingSimulator:
             block = self._vectors[torch.from_numpy(full)].float().reshape(-1, vectors.shape[1])
             likeness = torch.cat([block @ part for part in columns], dim=1).numpy()
             likeness = likeness.reshape(PREDICT_BLOCK, self.passage_tokens, -1)[: len(chunk)]
-            for n, (i, _, spelled) in enumerate(clauses):
+            for n, (i, _, spelled) in enumerate(named):
                 into = result[i, start : start + len(chunk)]
                 np.maximum(into, likeness[..., n] + self._literal(spelled, self._words[chunk]), out=into)
         return torch.from_numpy(result)
@@ -231,8 +229,8 @@ class EmbeddingSimulator:
     @torch.inference_mode()
     def _read_labels(self, labels: Sequence[str]) -> "list[_Label]":
         """The labels' clauses as unit vectors (the mean over a clause's own tokens) and as words."""
-        split = [[clause for clause in _CLAUSE.split(label) if clause.strip()] or [label] for label in labels]
-        flat = [clause for clauses in split for clause in clauses]
+        split = [clauses(label) for label in labels]
+        flat = [clause for found in split for clause in found]
         encoded = self.tokenizer(
             flat, return_tensors="pt", padding="max_length", truncation=True, max_length=LABEL_PIECES
         )
@@ -240,8 +238,8 @@ class EmbeddingSimulator:
         mask[torch.arange(len(mask)), mask.sum(dim=1) - 1] = 0  # without [SEP] ...
         mask[:, 0] = 0  # ... and [CLS]
         means = [(layer * mask[..., None]).sum(dim=1) for layer in self._hidden(encoded)]
-        vectors = _joined(means).split([len(clauses) for clauses in split])
-        spelled = [[[word.text.lower() for word in words([clause])] for clause in clauses] for clauses in split]
+        vectors = _joined(means).split([len(found) for found in split])
+        spelled = [[[word.text.lower() for word in words([clause])] for clause in found] for found in split]
         return [_Label(*pair) for pair in zip(vectors, spelled, strict=True)]
 
 
