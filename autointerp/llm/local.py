@@ -98,7 +98,7 @@ class LocalProvider:
             if raw:
                 raise
             said = " ".join(str(problem).split())
-            raise UserError(f"the chat template of {self.name} refuses it: {said}; take another model") from None
+            raise UserError(f"the chat template of {self.name} refuses it: {said}; take another one") from None
 
 
 class Batches:
