@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from autointerp import cli, config, lens
+from autointerp import config, lens
 from autointerp import dictionary as dictionaries
+from autointerp.cli.options import app
 from autointerp.config import Settings, SubjectSection
 from autointerp.dictionary import Dictionary
 from autointerp.errors import DictionaryError
@@ -146,7 +147,7 @@ def run(tiny: dict[str, Path], tmp_path: Path) -> Path:
 def test_the_table_holds_what_a_direct_computation_gives(
     run: Path, tiny: dict[str, Path], dictionary: Dictionary, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.app(["lens", str(run), "--json"], standalone_mode=False)
+    app(["lens", str(run), "--json"], standalone_mode=False)
     captured = capsys.readouterr()
     table = {row["feature"]: row for row in json.loads(captured.out)}
     assert sorted(table) == list(range(64))
@@ -170,18 +171,18 @@ def test_a_lens_is_computed_once_and_shown(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    cli.app(["show", "3", str(run), "--json"], standalone_mode=False)
+    app(["show", "3", str(run), "--json"], standalone_mode=False)
     assert json.loads(capsys.readouterr().out)["lens"] is None
-    cli.app(["lens", str(run), "--all"], standalone_mode=False)
+    app(["lens", str(run), "--all"], standalone_mode=False)
     capsys.readouterr()
-    cli.app(["lens", str(run), "--json"], standalone_mode=False)
+    app(["lens", str(run), "--json"], standalone_mode=False)
     again = capsys.readouterr()
     assert "lens:" not in again.err
     row = json.loads(again.out)[3]
-    cli.app(["show", "3", str(run), "--json"], standalone_mode=False)
+    app(["show", "3", str(run), "--json"], standalone_mode=False)
     shown = json.loads(capsys.readouterr().out)["lens"]
     assert shown["promoted"] == row["promoted"]
-    cli.app(["show", "3", str(run)], standalone_mode=False)
+    app(["show", "3", str(run)], standalone_mode=False)
     line_ = next(part for part in capsys.readouterr().out.splitlines() if part.startswith("promotes"))
     assert line_.split()[1:4] == [token.strip() for token in row["promoted"][:3]]
 
