@@ -1,5 +1,6 @@
 """The logit lens: against the subject itself, for every kind of final norm, and from two weights alone."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 
 from autointerp import config, lens
 from autointerp import dictionary as dictionaries
+from autointerp.cli.options import app
 from autointerp.config import Settings, SubjectSection
 from autointerp.dictionary import Dictionary
 from autointerp.errors import DictionaryError
@@ -132,3 +134,80 @@ def test_promoted_tokens_stand_in_the_prompt_where_they_are_asked_for(
     for job in door.asked:
         listed = ", ".join(f'"{line(visible(token))}"' for token in expected.promoted(job.key[0]))
         assert f"most first: {listed}\n" in job.request.messages[-1][1]
+
+
+# -- all features of a run ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run(tiny: dict[str, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished_run(tiny), tmp_path / "t"))
+
+
+def test_the_table_holds_what_a_direct_computation_gives(
+    run: Path, tiny: dict[str, Path], dictionary: Dictionary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app(["lens", str(run), "--json"], standalone_mode=False)
+    captured = capsys.readouterr()
+    table = {row["feature"]: row for row in json.loads(captured.out)}
+    assert sorted(table) == list(range(64))
+    assert "lens: 64 ok" in captured.err
+    subject = Subject.load(SubjectSection(model=str(tiny["subject"]), dtype="float32", device="cpu"))  # type: ignore[call-arg]
+    model: Any = subject.model
+    tokens = [subject.tokenizer.decode([i]) for i in range(400)]
+    text = [i for i, token in enumerate(tokens) if i > 1 and token.strip() and "\ufffd" not in token]
+    for feature, row in table.items():
+        with torch.no_grad():
+            own = model.lm_head(model.model.norm(dictionary.W_dec[feature]))[text]
+        scaled = (own - own.mean()) / own.std()
+        up, down = scaled.sort(descending=True), scaled.sort()
+        assert row["promoted"] == [tokens[text[i]] for i in up.indices[:10]]
+        assert row["suppressed"] == [tokens[text[i]] for i in down.indices[:10]]
+        assert row["promoted_by"] == pytest.approx(up.values[:10].tolist(), abs=1e-4)
+        assert row["suppressed_by"] == pytest.approx(down.values[:10].tolist(), abs=1e-4)
+
+
+def test_a_lens_is_computed_once_and_shown(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    app(["show", "3", str(run), "--json"], standalone_mode=False)
+    assert json.loads(capsys.readouterr().out)["lens"] is None
+    app(["lens", str(run), "--all"], standalone_mode=False)
+    capsys.readouterr()
+    app(["lens", str(run), "--json"], standalone_mode=False)
+    again = capsys.readouterr()
+    assert "lens:" not in again.err
+    row = json.loads(again.out)[3]
+    app(["show", "3", str(run), "--json"], standalone_mode=False)
+    shown = json.loads(capsys.readouterr().out)["lens"]
+    assert shown["promoted"] == row["promoted"]
+    app(["show", "3", str(run)], standalone_mode=False)
+    line_ = next(part for part in capsys.readouterr().out.splitlines() if part.startswith("promotes"))
+    assert line_.split()[1:4] == [token.strip() for token in row["promoted"][:3]]
+
+
+@pytest.mark.parametrize("conv", [False, True])
+def test_a_hidden_direction_is_read_through_the_output_projection(
+    tmp_path: Path, tiny: dict[str, Path], conv: bool
+) -> None:
+    if conv:  # GPT-2 holds its weights the other way round
+        model: Any = build("gpt2")
+        where, point = tmp_path / "gpt2", "transformer.h.1.mlp.c_proj:input"
+        model.save_pretrained(where)
+        Subject.reader(SubjectSection(model=str(tiny["subject"]))).tokenizer.save_pretrained(where)  # type: ignore[call-arg]
+    else:
+        where, point = tiny["subject"], "model.layers.1.self_attn.o_proj:input"
+        model = Subject.load(SubjectSection(model=str(where), dtype="float32", device="cpu")).model  # type: ignore[call-arg]
+    projection = model.get_submodule(point.removesuffix(":input"))
+    width = projection.weight.shape[0 if conv else 1]
+    hidden = dictionaries.load(str(write_dictionary(tmp_path / "d", d_in=width)))
+    subject = SubjectSection(model=str(where))  # type: ignore[call-arg]
+    lens.check(Subject.sketch(subject), hidden, point)
+    _, norm = final_norm(model)
+    with torch.no_grad():
+        bias = projection(torch.zeros(1, width))[0]
+        direction = projection(hidden.W_dec[5][None])[0] - bias
+        head = model.get_output_embeddings()
+        through = head(norm(1e4 * direction)) - head(norm(-1e4 * direction))
+    assert torch.equal(Lens(subject, hidden, point).logits(5).argsort(), through.argsort())

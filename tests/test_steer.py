@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from autointerp import cli, report, steer
+from autointerp import report, steer
 from autointerp import dictionary as dictionaries
+from autointerp.cli.options import app
 from autointerp.config import SubjectSection
 from autointerp.errors import ConfigError, FeatureError, SubjectError, UserError
 from autointerp.intervene import Edit, intervening
@@ -32,8 +33,8 @@ def loud(run: Path) -> int:
         return int(store.features(report.read(store).run.collection_id)["n_tokens"].sum(axis=0).argmax())
 
 
-def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:  # type: ignore[type-arg]
-    cli.app(["steer", *arguments, "--json"], standalone_mode=False)
+def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    app(["steer", *arguments, "--json"], standalone_mode=False)
     found: dict = json.loads(capsys.readouterr().out)  # type: ignore[type-arg]
     return found
 
@@ -96,7 +97,7 @@ def test_texts_stand_side_by_side(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    cli.app(["steer", str(loud(run)), str(run), "-s", "2", "--tokens", "6"], standalone_mode=False)
+    app(["steer", str(loud(run)), str(run), "-s", "2", "--tokens", "6"], standalone_mode=False)
     shown = capsys.readouterr().out
     heading = next(line for line in shown.splitlines() if "unsteered" in line)
     assert "strength 2" in heading
@@ -121,7 +122,7 @@ def test_texts_stand_side_by_side(
 def test_bad_input_is_one_line(run: Path, arguments: list[str], problem: type[UserError], words: str) -> None:
     first = [*arguments[:1], str(run)] if arguments else []
     with pytest.raises(problem, match=words) as found:
-        cli.app(["steer", *first, *arguments[1:]], standalone_mode=False)
+        app(["steer", *first, *arguments[1:]], standalone_mode=False)
     assert "\n" not in str(found.value)
 
 
