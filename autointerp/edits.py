@@ -50,12 +50,13 @@ def append(folder: Path, edits: Iterable[Edit]) -> int:
     lines = [json.dumps(asdict(edit) | {"at": edit.at or now}) + "\n" for edit in edits]
     path = folder / FILE
     try:
-        with path.open("ab") as file:
+        with path.open("ab", buffering=0) as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
             before = os.fstat(file.fileno()).st_size
             try:
-                file.write("".join(lines).encode())
-                file.flush()
+                rest = "".join(lines).encode()
+                while rest:
+                    rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
                 os.ftruncate(file.fileno(), before)  # a full disk leaves no half line
