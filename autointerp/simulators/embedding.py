@@ -9,7 +9,7 @@ background text.
 import importlib.util
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,7 +57,7 @@ def resolve_encoder(name: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 
-def load_encoder(name: str) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
+def load_encoder(name: str) -> "tuple[Any, PreTrainedTokenizerBase]":
     """The sentence encoder and its tokenizer, on the CPU. Raises ConfigError when it cannot be found or read."""
     from transformers import AutoModel, AutoTokenizer
 
