@@ -75,7 +75,7 @@ def test_contributions_are_the_ablations_where_the_rest_of_the_subject_is_linear
 
 def test_contributions_are_slopes_of_the_target(subject: Subject, dictionary: Dictionary) -> None:
     ids = A.text_ids(subject, TEXT)
-    x, slope, logits, target = A.gradient(subject, POINT, ids, None)
+    x, slope, _, target = A.gradient(subject, POINT, ids, None)
     fired = A.fire(subject, dictionary, POINT, ids, x)
     contribution = (fired.written * slope[fired.position]).sum(dim=1)
     step = 0.03
@@ -106,8 +106,8 @@ def test_what_is_no_feature_is_error_bias_or_a_masked_position(subject: Subject,
 
 
 def test_a_masked_position_has_no_features(tiny: dict[str, Path], dictionary: Dictionary) -> None:
-    """With a ratio this small most positions pass for sinks."""
-    found = A.attribute(load(tiny, max_norm_ratio=0.99), dictionary, POINT, TEXT, QUIET, checked=0)
+    """With a ratio this small the longest activations pass for sinks."""
+    found = A.attribute(load(tiny, max_norm_ratio=1.02), dictionary, POINT, TEXT, QUIET, checked=0)
     masked = {i for i, value in enumerate(found.masked) if value}
     assert masked and len(masked) < len(found.tokens)
     assert {pair.position for pair in found.pairs} == set(range(len(found.tokens))) - masked
@@ -190,15 +190,6 @@ def test_a_scaled_hookpoint_attributes_the_same(subject: Subject, tiny: dict[str
     assert np.allclose(one.error, two.error, atol=1e-5)
 
 
-def test_a_feature_that_carries_the_activation_is_not_called_harmless(subject: Subject, dictionary: Dictionary) -> None:
-    """Before a norm the length of an activation does nothing, so the slope along a feature that is all of it is 0."""
-    ids = A.text_ids(subject, TEXT)
-    x, slope, _, target = A.gradient(subject, "model.layers.2", ids, None)
-    assert abs(float((x * slope)[-1].sum())) < 1e-4
-    halfway = A.gradient(subject, "model.layers.2", ids, target, x / 2)[1]
-    torch.testing.assert_close(halfway[-1], 2 * slope[-1], rtol=1e-2, atol=1e-4)
-
-
 # -- the command -------------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +215,7 @@ def test_json_holds_every_pair_with_its_label(done: Path, autointerp: Autointerp
     assert "".join(found["tokens"]) == found["text"] == TEXT
 
 
-def labels(run: Path, autointerp: Autointerp) -> list[dict]:
+def labels(run: Path, autointerp: Autointerp) -> list[dict]:  # noqa: F811
     found: list[dict] = json.loads(autointerp("report", str(run), "--json").out)["labels"]
     return found
 
@@ -250,11 +241,11 @@ def test_several_pieces_are_named(subject: Subject) -> None:
     assert len(pieces) > 1 and all(repr(piece) in str(refusal.value) for piece in pieces)
 
 
-def test_no_run_is_one_line(tmp_path: Path, autointerp: Autointerp) -> None:
+def test_no_run_is_one_line(tmp_path: Path, autointerp: Autointerp) -> None:  # noqa: F811
     refused(autointerp("attribute", TEXT, str(tmp_path / "nowhere")), "run.duckdb")
 
 
-def test_an_answer_is_read_from_a_run_without_writing(tiny: dict[str, Path], autointerp: Autointerp) -> None:
+def test_an_answer_is_read_from_a_run_without_writing(tiny: dict[str, Path], autointerp: Autointerp) -> None:  # noqa: F811
     database = finished_run(tiny) / "run.duckdb"
     before = database.read_bytes()
     assert autointerp("attribute", "the river", str(database), "--check", "0").code == 0
