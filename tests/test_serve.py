@@ -1,0 +1,262 @@
+"""The served run: its pages, what an address can say, and text that must stay text."""
+
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from starlette.testclient import TestClient
+
+from autointerp import config, report, serve
+from autointerp.errors import ConfigError, StoreError
+from autointerp.pipeline import Pipeline, prepare
+from autointerp.report import Label
+from autointerp.shelf import Shelf
+from autointerp.store import Store
+from autointerp.store_catalog import Catalog, Line, View
+from autointerp.tally import Bar
+from tests.conftest import tiny_overrides, write_dictionary
+from tests.test_page import Tags
+
+HOSTILE = [
+    '</script><script>alert("x")</script>', '"><img src=x onerror=alert(1)>', "\x1b[31mred\x1b[0m", "zero\0byte",
+    "\u202egnp.exe", "👩‍🔬 emoji", "'; DROP TABLE line; --", "{{ 7 * 7 }}", '=HYPERLINK("http://x")',
+]  # fmt: skip
+PORT = 8123
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run over the tiny parts, in which tokens and labels are hostile."""
+    sparse = write_dictionary(tmp_path_factory.mktemp("sparse") / "sae", width=512, k=2)
+    settings = config.load(None, tiny_overrides(
+        tiny, tmp_path_factory.mktemp("serve"), dictionary__source=sparse, features__select="random:9",
+        explainer__candidates=2, score__nulls=2, score__select_passages=10, score__score_passages=20,
+    ))  # fmt: skip
+    with Store.create(settings.database) as store:
+        Pipeline(store, prepare(settings), Bar(), print).all()
+        features = sorted(e.feature for e in store.chosen(store.latest_run()))
+        for feature, text in zip(features, HOSTILE, strict=False):
+            store.db.execute("UPDATE explanation SET label = ? WHERE feature = ? AND status = 'ok'", [text, feature])
+        for i, text in enumerate(HOSTILE):
+            store.db.execute("UPDATE token SET piece = ? WHERE token_id % 11 = ?", [text.encode(), i])
+        store.db.execute("UPDATE document SET source = ?", [HOSTILE[1]])
+    return settings.folder
+
+
+@pytest.fixture(scope="module")
+def labels(folder: Path) -> list[Label]:
+    with Store.read(folder / "run.duckdb") as store:
+        return report.read(store).labels
+
+
+@pytest.fixture
+def client(folder: Path) -> TestClient:
+    return TestClient(serve.application(folder, PORT), base_url=f"http://127.0.0.1:{PORT}")
+
+
+def listed(html: str) -> list[str]:
+    """Feature ids of the list, in order."""
+    return re.findall(r'<td class="label"><a href="/feature/([^"?]+)', html)
+
+
+def test_overview_says_what_the_report_says(client: TestClient, folder: Path, labels: list[Label]) -> None:
+    html = client.get("/").text
+    with Store.read(folder / "run.duckdb") as store:
+        summary = report.read(store).summary
+    tags = Tags(html)
+    assert f"{summary['r_rank']['mean']:.2f}".lstrip("-") in tags.text and "UNCERTIFIED" in tags.text
+    for word, n in summary["verdicts"].items():
+        assert f'href="/features?verdict={word}"><span class="count">{n}<' in html
+    assert tags.count("circle") - 1 == sum(label.density > 0 for label in labels)  # one is the sign of dark mode
+    for stage in summary["stages"]:
+        assert stage in tags.text
+
+
+def test_every_point_of_the_scatter_opens_its_feature(client: TestClient, labels: list[Label]) -> None:
+    targets = {a["href"] for t, a in Tags(client.get("/").text).found if t == "a" and a.get("tabindex") == "-1"}
+    assert targets == {f"/feature/{label.feature_id}" for label in labels}
+    assert all(client.get(str(target)).status_code == 200 for target in targets)
+
+
+def test_feature_page_has_what_show_has(client: TestClient, folder: Path, labels: list[Label]) -> None:
+    from autointerp import show
+
+    with Store.read(folder / "run.duckdb") as store:
+        found = show.look_up(report.read(store), store, str(labels[0].feature), serve.CONTEXTS)
+    page = Tags(client.get(f"/feature/{labels[0].feature_id}").text)
+    shown = sum(1 for tag, attrs in page.found if tag == "p" and attrs.get("class") == "passage")
+    assert shown == sum(map(len, found.contexts.values())) > 0
+    titles = {attrs["title"] for tag, attrs in page.found if tag == "span" and "title" in attrs}
+    assert any(str(title).startswith(f"activation {found.max_activation:.2f}") for title in titles)
+    assert sum(tag == "tr" and attrs.get("class") == "chosen" for tag, attrs in page.found) == 1
+
+
+def test_no_text_of_a_run_becomes_markup(client: TestClient, labels: list[Label]) -> None:
+    pages = ["/", "/features", *(f"/feature/{label.feature_id}" for label in labels)]
+    for path in pages:
+        answer = client.get(path)
+        tags = Tags(answer.text)
+        assert answer.status_code == 200
+        assert [a.get("src") for t, a in tags.found if t == "script"] == ["/static/theme.js", "/static/serve.js"]
+        assert not tags.count("img") and not tags.count("style")
+        assert not any(name.startswith("on") or name == "style" for _, attrs in tags.found for name in attrs)
+        assert not set("\x1b\0\u202e") & set(answer.text)
+        assert "'self'" in answer.headers["content-security-policy"]
+    everything = "".join(client.get(path).text for path in pages)
+    assert "&lt;script&gt;alert" in everything and "\\x1b[31m" in everything and "{{ 7 * 7 }}" in everything
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "%", "_", "\\", "a" * 500])
+def test_any_text_can_be_searched_for(client: TestClient, text: str) -> None:
+    answer = client.get("/features", params={"q": text})
+    assert answer.status_code == 200 and Tags(answer.text).count("img") == 0
+
+
+def test_the_address_is_the_view(client: TestClient, labels: list[Label]) -> None:
+    ranked = sorted((x for x in labels if x.r_rank is not None), key=lambda x: (-(x.r_rank or 0), x.feature))
+    assert listed(client.get("/features").text)[: len(ranked)] == [x.feature_id for x in ranked]
+    assert listed(client.get("/features?sort=feature").text) == [f"{x.feature_id}" for x in sorted(labels, key=lambda x: x.feature)]
+    least = ranked[len(ranked) // 2].r_rank
+    assert listed(client.get(f"/features?min={least!r}").text) == [x.feature_id for x in ranked if (x.r_rank or 0) >= (least or 0)]
+    for word in {x.verdict or "unjudged" for x in labels}:
+        assert set(listed(client.get(f"/features?verdict={word}").text)) == {x.feature_id for x in labels if (x.verdict or "unjudged") == word}
+    sought = next(x for x in labels if x.label == HOSTILE[0])
+    assert listed(client.get("/features", params={"q": "SCRIPT alert"}).text) == [sought.feature_id]
+    assert "No feature is like that" in client.get("/features?q=nothing-says-this").text
+
+
+def test_previous_and_next_follow_the_view(client: TestClient) -> None:
+    ids = listed(client.get("/features?sort=density").text)
+    path, seen = f"/feature/{ids[0]}?sort=density", []
+    while path:
+        page = Tags(client.get(path).text)
+        seen.append(path.removeprefix("/feature/").partition("?")[0])
+        path = next((str(a["href"]) for t, a in page.found if t == "a" and a.get("rel") == "next"), "")
+    assert seen == ids
+
+
+@pytest.mark.parametrize(("path", "status", "says"), [
+    ("/features?sort=r_rnk", 400, "did you mean &#39;r_rank&#39;"), ("/features?min=high", 400, "expected a number"),
+    ("/features?min=nan", 400, "expected a number"), ("/features?after=1_2", 400, "start from the first page"),
+    ("/features?order=left", 400, "up or down"), ("/feature/512", 404, "512 features"), ("/feature/x/1", 404, "no dictionary"),
+    ("/feature/", 404, "no feature"), ("/nowhere", 404, "no page"), ("/?dictionary=x", 404, "no dictionary"),
+])  # fmt: skip
+def test_a_wrong_address_gets_one_line(client: TestClient, path: str, status: int, says: str) -> None:
+    answer = client.get(path)
+    assert answer.status_code == status and says in answer.text and "Traceback" not in answer.text
+
+
+def test_other_hosts_and_writes_are_refused(client: TestClient) -> None:
+    assert client.get("/", headers={"host": "evil.example"}).status_code == 421
+    assert client.post("/features").status_code == 403
+    assert client.get("/static/../serve.py").status_code == 404
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from autointerp.store import Store
+with Store.create(Path(sys.argv[1])) as store:
+    store.db.execute("UPDATE run SET name = 'renamed'")
+    print("writing", flush=True), sys.stdin.readline()
+    store.publish()
+    print("published", flush=True), sys.stdin.readline()
+"""
+
+
+def test_the_file_is_free_between_requests_and_read_anew_when_it_changed(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "run.duckdb", tmp_path)
+    client = TestClient(serve.application(tmp_path, PORT), base_url=f"http://127.0.0.1:{PORT}")
+    assert client.get("/").status_code == 200
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "run.duckdb")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None and writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"  # it could open the file, though the page has been read
+        assert client.get("/").status_code == 503
+        print(file=writer.stdin, flush=True)
+        assert writer.stdout.readline() == "published\n"
+        snapshot = client.get("/").text
+        assert "renamed" in snapshot and "still being written" in snapshot
+        print(file=writer.stdin, flush=True)
+        assert writer.wait(60) == 0
+    after = client.get("/").text
+    assert "renamed" in after and "still being written" not in after
+
+
+def test_no_run_no_server(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="no run at"), Shelf(tmp_path).open():
+        pass
+    Store.create(tmp_path / "run.duckdb").close()
+    with pytest.raises(StoreError), Shelf(tmp_path).open():
+        pass
+
+
+def test_a_port_in_use_is_one_line() -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(ConfigError, match=r"cannot listen on 127.0.0.1:\d+: .*--port 0"):
+            serve.bound(other.getsockname()[1])
+
+
+def test_the_command_serves_and_ends_on_interrupt(folder: Path) -> None:
+    import signal
+
+    command = [sys.executable, "-m", "autointerp", "serve", str(folder), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        address = process.stderr.readline().split()[0]
+        with urllib.request.urlopen(f"{address}features") as answer:
+            assert answer.status == 200 and b"r_rank" in answer.read()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(20) == 0 and process.stderr.read() == ""
+
+
+class Shelved:
+    """A catalog of made-up lines."""
+
+    def __init__(self, grades: list[float | None]) -> None:
+        self.catalog = Catalog([], None)  # type: ignore[arg-type]
+        for i, grade in enumerate(grades):
+            row = Line(i % 2, i, f"d{i % 2}/{i}", f"d{i % 2}", f"label {i}", None, "m", "good", 0.1, 1.0, grade, *[None] * 7)
+            self.catalog.db.execute(f"INSERT INTO line VALUES ({', '.join('?' * len(row))})", list(row))
+
+
+@pytest.fixture(scope="module")
+def shelved() -> Iterator[Shelved]:
+    yield Shelved([None if i % 7 == 0 else (i * 37 % 10) / 10 - 0.3 for i in range(83)])
+
+
+@pytest.mark.parametrize("order", ["", "up", "down"])
+@pytest.mark.parametrize("sort", ["r_rank", "feature", "f1"])
+def test_pages_cover_the_view_once_in_both_directions(shelved: Shelved, sort: str, order: str) -> None:
+    whole = shelved.catalog.page(View(sort=sort, order=order), size=1000).lines
+    assert len(whole) == 83
+    found, view, firsts = [], View(sort=sort, order=order), []
+    while True:
+        page = shelved.catalog.page(view, size=10)
+        found += page.lines
+        firsts.append(page.first)
+        if not page.older:
+            break
+        view = View(sort=sort, order=order, after=page.older)
+    assert found == whole and firsts == list(range(1, 84, 10))
+    back = page.lines
+    while page.newer:
+        page = shelved.catalog.page(View(sort=sort, order=order, before=page.newer), size=10)
+        back = page.lines + back
+    assert back == whole
+
+
+def test_lines_without_a_grade_come_last_either_way(shelved: Shelved) -> None:
+    for order in ("up", "down"):
+        grades = [line.r_rank for line in shelved.catalog.page(View(order=order), size=1000).lines]
+        known = [grade for grade in grades if grade is not None]
+        assert grades == sorted(known, reverse=order == "down") + [None] * (len(grades) - len(known))
