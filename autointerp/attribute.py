@@ -276,8 +276,11 @@ def attribute(
     sample, n_strongest = sampled(contribution.cpu().numpy(), checked, seed)
     effects = over - ablated(subject, hookpoint, ids, chosen, fired, sample, bar)
     tried = dict(zip(sample, effects.tolist(), strict=True))
-    columns = (t.tolist() for t in (fired.position, fired.feature, fired.activation, contribution))
-    pairs = [Pair(*row, tried.get(i)) for i, row in enumerate(zip(*columns, strict=True))]
+    positions, features_, activations, contributions = (
+        t.tolist() for t in (fired.position, fired.feature, fired.activation, contribution)
+    )
+    rows = zip(positions, features_, activations, contributions, strict=True)
+    pairs = [Pair(at, feature, a, c, tried.get(i)) for i, (at, feature, a, c) in enumerate(rows)]
     found = Target(
         strings(subject, [chosen])[0], chosen, float(logits[chosen]), over, float(logits.softmax(dim=0)[chosen])
     )

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from autointerp import report, steer
 from autointerp import dictionary as dictionaries
+from autointerp import report, steer
 from autointerp.cli.options import app
 from autointerp.config import SubjectSection
 from autointerp.errors import ConfigError, FeatureError, SubjectError, UserError

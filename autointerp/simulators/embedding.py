@@ -94,7 +94,7 @@ class EmbeddingSimulator:
         """Load the encoder. Raises ConfigError when it cannot be found or read."""
         model, tokenizer = load_encoder(cfg.encoder)
         chosen = pick_device(device)
-        return cls(model.to(chosen).eval(), tokenizer, cfg, chosen, passage_tokens)  # type: ignore[arg-type]
+        return cls(model.to(chosen).eval(), tokenizer, cfg, chosen, passage_tokens)
 
     # -- reading passages ------------------------------------------------------------------------------------------
 
