@@ -91,8 +91,9 @@ def r_pop(cells: Sequence[Cell], panel_share: float, draws: int, random: np.rand
 def pooled_background(cells: Sequence[Cell]) -> Background | None:
     """The prior of one kind of cell, from those of many labels of one simulator; None where nothing is predicted.
 
-    None also where everything is: a share of exactly 1 is no prior, because it leaves no doubt. The share and its spread over labels by the method of moments for a beta-binomial (Kleinman 1973): pooled empirical
-    Bayes. Labels that are alike make it strong, labels that differ weak; in between are STRENGTH passages.
+    None also where everything is: a share of exactly 1 is no prior, because it leaves no doubt. The share and its
+    spread over labels by the method of moments for a beta-binomial (Kleinman 1973): pooled empirical Bayes. Labels that
+    are alike make it strong, labels that differ weak; in between are STRENGTH passages.
     """
     found = [(cell, np.asarray(cell.hit, dtype=bool)) for cell in cells if cell.hit is not None and len(cell.document)]
     hits = np.array([hit.sum() for _, hit in found], dtype=np.float64)
