@@ -117,5 +117,3 @@ def test_the_passages_asked_about_longest_ago_make_room() -> None:
     assert len(set(held.slot.values())) == 3
     with pytest.raises(ValueError, match="4 passages do not fit into 3"):
         held.fill([1, 2, 3, 4])
-
-

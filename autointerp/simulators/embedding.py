@@ -72,6 +72,11 @@ def load_encoder(name: str) -> "tuple[Any, PreTrainedTokenizerBase]":
             model = AutoModel.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError) as problem:
         raise ConfigError(f"encoder {name!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
+    if model.config.is_encoder_decoder or not tokenizer.is_fast or tokenizer.pad_token is None:
+        raise ConfigError(
+            f"encoder {name!r} does not fit: expected one tower (BERT, RoBERTa, MPNet and the like) and a fast "
+            f"tokenizer that pads, got {model.config.model_type} and {type(tokenizer).__name__}; choose another"
+        )
     return model, tokenizer
 
 
@@ -269,11 +274,10 @@ class EmbeddingSimulator:
         split = [clauses(label) for label in labels]
         flat = [clause for found in split for clause in found]
         encoded = self.tokenizer(
-            flat, return_tensors="pt", padding="max_length", truncation=True, max_length=LABEL_PIECES
-        )
-        mask = encoded["attention_mask"].cpu()
-        mask[torch.arange(len(mask)), mask.sum(dim=1) - 1] = 0  # without [SEP] ...
-        mask[:, 0] = 0  # ... and [CLS]
+            flat, return_tensors="pt", padding="max_length", truncation=True, max_length=LABEL_PIECES,
+            return_special_tokens_mask=True,
+        )  # fmt: skip
+        mask = 1 - encoded.pop("special_tokens_mask")  # padding is special too
         means = [(layer * mask[..., None]).sum(dim=1) for layer in self._hidden(encoded)]
         vectors = _joined(means).split([len(found) for found in split])
         spelled = [[[word.text.lower() for word in words([clause])] for clause in found] for found in split]
