@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, BertConfig, BertModel, RobertaConfig, Ro
 
 from autointerp import config
 from autointerp.errors import ConfigError
-from autointerp.simulators.embedding import PACKAGED_ENCODER, EmbeddingSimulator, load_encoder, resolve_encoder
+from autointerp.simulators.embedding import EmbeddingSimulator
+from autointerp.simulators.encoder import PACKAGED_ENCODER, load_encoder, resolve_encoder
 from autointerp.simulators.sentences import sentence_vectors
 from autointerp.tally import Bar
 
