@@ -253,7 +253,9 @@ class SimulatorSection(ModelSection):
     proxy: Literal["embedding", "pattern"] = Field(
         "embedding", description="embedding | pattern: claims hard negatives; beside a model it also chooses the label"
     )
-    encoder: str = Field("all-MiniLM-L6-v2", description="sentence encoder: packaged name or a folder")
+    encoder: str = Field(
+        "all-MiniLM-L6-v2", description="sentence encoder: packaged name, hub name or any sentence-transformers folder"
+    )
     floor_quantile: Share = Field(
         0.95, description="per-label floor: this quantile of its own values on the explain panel"
     )

@@ -117,7 +117,7 @@ class Grading:
         """Make a simulator ready to be asked about these passages."""
         self.texts.fetch(passages)
         known = self._read.setdefault(kind, set())
-        new = [int(i) for i in np.unique(passages) if int(i) not in known]
+        new = [i for i in dict.fromkeys(passages.tolist()) if i not in known]  # in the order of the features
         self._simulator(kind).read({i: self.texts.strings(i) for i in new}, self.bar)
         known.update(new)
 

