@@ -23,6 +23,7 @@ from autointerp.llm import Door, door
 from autointerp.llm.ledger import Ledger
 from autointerp.rows import Run, Split, Stage
 from autointerp.sample import Sample
+from autointerp.simulators import served
 from autointerp.simulators.embedding import resolve_encoder
 from autointerp.store import Store
 from autointerp.subject import Subject
@@ -63,6 +64,8 @@ def prepare(settings: Settings, rehearsal: bool = False) -> Prepared:
     if simulator.paid:
         prompts.locate(simulator.prompt_file)
         _check_model(simulator, settings, rehearsal)
+        if simulator.served:
+            served.check(simulator)
     for kind in settings.judge.kinds:
         prompts.locate(settings.judge.prompt(kind))
         _check_model(settings.judge, settings, rehearsal)

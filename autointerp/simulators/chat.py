@@ -12,10 +12,9 @@ the larger one; a token that holds only a part of a character counts as the plac
 """
 
 import json
-import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -28,6 +27,7 @@ from autointerp.errors import ReplyError
 from autointerp.llm import Door, Job, Request
 from autointerp.llm.structured import decoded
 from autointerp.simulators import Lost, Predicted
+from autointerp.simulators.gathered import Gathered, Wanted
 from autointerp.tally import Bar
 
 MAX_STRENGTH = 10
@@ -67,37 +67,28 @@ class ChatSimulator:
             result[place] = predicted.values
         return result
 
-    def ask(self, wanted: Sequence[tuple[str, NDArray[np.int64]]]) -> Iterator[tuple[int, Predicted]]:
+    def ask(self, wanted: Wanted) -> Iterator[tuple[int, Predicted]]:
         """For (label, passages) pairs: the place of a pair, and its predictions, as they are complete, in any order.
 
         Raises Unreachable or BudgetSpent after everything that is complete; the other pairs stay pending.
         """
-        found: dict[int, Predicted] = {}
-        missing: dict[int, int] = {}  # calls of a pair without an answer
-        for place, (_, passages) in enumerate(wanted):
-            empty = np.full((len(passages), self.passage_tokens), np.nan, dtype=np.float32)
-            found[place], missing[place] = Predicted(empty, {}), math.ceil(len(passages) / self.cfg.per_call)
-            if not missing[place]:
-                yield place, found.pop(place)
+        gathered = Gathered(wanted, self.passage_tokens)
+        yield from gathered.empty()
         for job, answer in self.door.ask(self._jobs(wanted)):
-            place, start, ids = job.key
-            values, lost = found[place]
+            place, rows = job.key
             if answer.value is not None:
-                values[start : start + len(ids)] = answer.value
+                yield from gathered.put(place, rows, answer.value)
             else:
-                assert answer.reason is not None
-                found[place] = Predicted(values, {**lost, **dict.fromkeys(ids, Lost(answer.status, answer.reason))})
-            missing[place] -= 1
-            if not missing[place]:
-                yield place, found.pop(place)
+                yield from gathered.lose(place, rows, Lost(answer.status, answer.reason or ""))
 
-    def _jobs(self, wanted: Iterable[tuple[str, NDArray[np.int64]]]) -> Iterator[Job[NDArray[np.float32]]]:
+    def _jobs(self, wanted: Wanted) -> Iterator[Job[NDArray[np.float32]]]:
         for place, (label, passages) in enumerate(wanted):
             for start in range(0, len(passages), self.cfg.per_call):
                 ids = passages[start : start + self.cfg.per_call].tolist()
                 texts = [self._texts[i] for i in ids]
                 parse = partial(understood, passages=texts, passage_tokens=self.passage_tokens)
-                yield Job(self._request(label, texts), f"simulate chat {label}", parse, (place, start, ids))
+                rows = slice(start, start + len(ids))
+                yield Job(self._request(label, texts), f"simulate chat {label}", parse, (place, rows))
 
     def _request(self, label: str, texts: Sequence[Sequence[str]]) -> Request:
         shown = [f"{n}: {json.dumps(''.join(text), ensure_ascii=False)}" for n, text in enumerate(texts, start=1)]
