@@ -10,9 +10,11 @@ import itertools
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from autointerp.config import Settings
+from autointerp.explainers import Shown
+from autointerp.explainers.shown import Firing
 from autointerp.llm import Door, Model, Reading, Reply
 from autointerp.llm.door import Line
 from autointerp.llm.sent import Sent
@@ -20,6 +22,7 @@ from autointerp.simulators.chat import FIRES
 from autointerp.store import Store
 
 Count = Callable[[str], int]
+T = TypeVar("T")
 
 # Labels as long as models write them: 4 to 12 words.
 LABELS = (
@@ -47,6 +50,29 @@ class Rehearsal(Door):
         if model not in self._lines:
             self._lines[model] = Rehearsed(self.count, self.samples)
         return self._lines[model]
+
+
+class Filled(Shown):
+    """Shows as many excerpts as are asked for: those that a feature has stand in for those that more text would hold.
+
+    A feature of a whole run fires in more passages than explainers show; one of a few thousand tokens in half of them.
+    """
+
+    def spread(self, feature: int, n: int) -> list[Firing]:
+        """As of Shown, filled up."""
+        return _filled(super().spread(feature, n), n)
+
+    def strongest(self, feature: int, n: int) -> list[Firing]:
+        """As of Shown, filled up."""
+        return _filled(super().strongest(feature, n), n)
+
+    def lookalikes(self, feature: int, n: int) -> list[str]:
+        """As of Shown, filled up."""
+        return _filled(super().lookalikes(feature, n), n)
+
+
+def _filled(found: list[T], n: int) -> list[T]:
+    return list(itertools.islice(itertools.cycle(found), n if found else 0))
 
 
 class Rehearsed:

@@ -223,9 +223,10 @@ class ServedSimulator:
         return np.stack([left_out, goes_on]) > CLOSE
 
 
-def check(cfg: SimulatorSection) -> None:
-    """Is the served model's tokenizer there, and can it simulate? Raises SubjectError or ConfigError."""
-    choices(Pieces(_tokenizer(cfg)))
+def check(cfg: SimulatorSection) -> int:
+    """Requests that a passage may take, 1 or 2. Raises SubjectError without the served model's tokenizer, ConfigError
+    where it cannot simulate."""
+    return 1 if choices(Pieces(_tokenizer(cfg))).after is None else 2
 
 
 def _tokenizer(cfg: SimulatorSection) -> "PreTrainedTokenizerBase":
