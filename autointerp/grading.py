@@ -161,6 +161,10 @@ class Grading:
         for place, (label, passages) in enumerate(wanted):
             yield place, Predicted(simulator.predict([_told(kind, label)], passages)[0], {})
 
+    def note(self, split: Split) -> str:
+        """What the simulator of a split has to say about how it was asked; "" for nothing."""
+        return str(getattr(self._simulators.get(self._grader(split)), "note", ""))
+
     # -- scoring sets ----------------------------------------------------------------------------------------------
 
     @property
