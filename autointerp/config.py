@@ -262,14 +262,28 @@ class SimulatorSection(ModelSection):
     passages: int = Field(40, ge=12, description="logprob, chat: passages per label on score, not score.score_passages")
     prompt: str = Field("", description="logprob, chat: prompt file; empty is simulate-logprob or simulate-chat")
     batch: Positive = Field(8, description="logprob: passages per forward pass; changes speed, not results")
+    tokenizer: str = Field(
+        "", description="logprob on a server: its model's tokenizer, a folder or hub name; empty is simulator.model"
+    )
+    top_logprobs: Positive = Field(
+        20, description="logprob on a server: likeliest tokens asked for at a place; more need vLLM's --max-logprobs"
+    )
     per_call: Positive = Field(5, description="chat: passages per call")
     max_new_tokens: Positive = Field(512, description="chat: length limit of a reply")
 
     @model_validator(mode="after")
-    def _logits_are_local(self) -> "SimulatorSection":
-        if self.kind == "logprob" and self.provider != "local":
-            raise ValueError("kind = 'logprob' reads a model's logits in this process: set provider to local")
+    def _who_reads_prompts(self) -> "SimulatorSection":
+        if self.kind == "logprob" and self.provider != "local" and not (self.provider == "openai" and self.base_url):
+            raise ValueError(
+                "kind = 'logprob' reads how likely a model finds each answer, which only a model in this process "
+                "(provider = 'local') or a vLLM server says (provider = 'openai' with its base_url)"
+            )
         return self
+
+    @property
+    def served(self) -> bool:
+        """True where prompts are read on a server."""
+        return self.kind == "logprob" and self.provider != "local"
 
     @property
     def paid(self) -> bool:
@@ -491,7 +505,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != 0)
         message = str(first["msg"]).removeprefix("Value error, ")
-        raise ConfigError(f"{where} = {first['input']!r}: {message}") from None
+        given = f"[{where}]" if isinstance(first["input"], dict) else f"{where} = {first['input']!r}"
+        raise ConfigError(f"{given}: {message}") from None
 
 
 def _apply(tables: dict[str, Any], override: str) -> None:

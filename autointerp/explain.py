@@ -34,14 +34,15 @@ class Explaining:
 
     evidence  gives the explain split by feature; asked for only when something is pending
     promoted  the logit lens; None where it is not asked for
+    shows     what there is to show of a feature
     """
 
     def __init__(
         self, store: Store, settings: Settings, features: Sequence[int], evidence: Callable[[], ExplainEvidence],
-        door: Door, bar: Bar, promoted: Promoted | None = None,
+        door: Door, bar: Bar, promoted: Promoted | None = None, shows: Callable[..., Shown] = Shown,
     ) -> None:  # fmt: skip
         self.store, self.settings, self.features, self.bar = store, settings, features, bar
-        self.evidence, self.door, self.promoted = evidence, door, promoted
+        self.evidence, self.door, self.promoted, self.shows = evidence, door, promoted, shows
 
     def run(self, keys: Keys) -> Tally:
         """Ask every enabled method for the labels that are pending. One unit is one candidate label."""
@@ -89,7 +90,7 @@ class Explaining:
         return [f for f in features if f not in waiting and all(f in done for done in explained)]
 
     def _shown(self, evidence: ExplainEvidence) -> Shown:
-        return Shown(self.store, evidence, self.settings.run.seed, self.promoted)
+        return self.shows(self.store, evidence, self.settings.run.seed, self.promoted)
 
     def _mined(self, features: Sequence[int], collection: str, explainer: str) -> Iterator[list[Explanation]]:
         """Candidates from counts, feature by feature; one row with the reason where nothing can be said."""

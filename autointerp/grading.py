@@ -24,6 +24,7 @@ from autointerp.simulators import AskingSimulator, Predicted, Simulator, open_si
 from autointerp.simulators.chat import ChatSimulator
 from autointerp.simulators.lookup import LookupSimulator
 from autointerp.simulators.pattern import sentence_of
+from autointerp.simulators.served import ServedSimulator
 from autointerp.store import Excerpts, Store
 from autointerp.tally import Bar
 
@@ -106,10 +107,10 @@ class Grading:
     def _open(self, kind: str) -> Simulator:
         if kind == "lookup":
             return LookupSimulator(self.evidence, self.settings.collect.passage_tokens)
-        if kind == "chat":
-            return ChatSimulator(
-                self.opens(self.store, self.settings), self.settings.simulator, self.settings.collect.passage_tokens
-            )
+        if kind == "chat" or (kind == "logprob" and self.settings.simulator.served):
+            asks = ChatSimulator if kind == "chat" else ServedSimulator
+            door = self.opens(self.store, self.settings)
+            return asks(door, self.settings.simulator, self.settings.collect.passage_tokens)
         section = self.settings.simulator.model_copy(update={"kind": kind})
         return open_simulator(self.settings.model_copy(update={"simulator": section}))
 
@@ -160,6 +161,10 @@ class Grading:
             return
         for place, (label, passages) in enumerate(wanted):
             yield place, Predicted(simulator.predict([_told(kind, label)], passages)[0], {}).checked(passages)
+
+    def note(self, split: Split) -> str:
+        """What the simulator of a split has to say about how it was asked; "" for nothing."""
+        return str(getattr(self._simulators.get(self._grader(split)), "note", ""))
 
     # -- scoring sets ----------------------------------------------------------------------------------------------
 

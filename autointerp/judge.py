@@ -22,7 +22,7 @@ from autointerp.errors import BudgetSpent, Unreachable
 from autointerp.grading import Grading
 from autointerp.judges import Item, detection, fuzzing
 from autointerp.judges.replies import Panel, Question, Verdict
-from autointerp.llm import Door
+from autointerp.llm import Door, halves
 from autointerp.rows import Draw, Explanation, Judgement, Score, Split, Status, Stratum
 from autointerp.tally import Tally
 
@@ -58,8 +58,10 @@ def run(grading: Grading, split: Split, judges: dict[str, str], door: Door) -> T
         if tally.stopped is None and kind in judges and (split == "score" or _chooses(grading, kind)):
             judging = _Judging(grading, split, kind, judges[kind], door, tally)
             judging.run()
+            notes = [tally.note, halves.note(judging.panel.halved)]
             if split == "select" and judging.undecided:
-                tally.note = f"features without a verdict, for which r_rank chooses: {len(judging.undecided):,}"
+                notes.append(f"features without a verdict, for which r_rank chooses: {len(judging.undecided):,}")
+            tally.note = "; ".join(filter(None, notes))
     tally.seconds = time.perf_counter() - started
     return tally
 

@@ -170,6 +170,8 @@ def simulator_id(settings: Settings, kind: str) -> str:
         used |= {"provider": model.provider, "model": model.name, "prompt": prompts.fingerprint(cfg.prompt_file)}
         if model.base_url is not None:  # another server may serve another model under the same name
             used["base_url"] = model.base_url
+    if kind == "logprob" and model.provider != "local":
+        used |= {"tokenizer": cfg.tokenizer, "top_logprobs": cfg.top_logprobs}
     if kind == "chat":
         used |= {"per_call": cfg.per_call, "max_new_tokens": cfg.max_new_tokens}
     return fingerprint([used, SIMULATOR_VERSION])

@@ -18,11 +18,13 @@ from autointerp.config import ModelSection, Settings, model_of
 from autointerp.corpus import Shard
 from autointerp.errors import StoreError
 from autointerp.explain import Explaining
+from autointerp.explainers import Shown
 from autointerp.grading import Grading, Opens
 from autointerp.llm import Door, door
 from autointerp.llm.ledger import Ledger
 from autointerp.rows import Run, Split, Stage
 from autointerp.sample import Sample
+from autointerp.simulators import served
 from autointerp.simulators.encoder import resolve_encoder
 from autointerp.store import Store
 from autointerp.subject import Subject
@@ -63,6 +65,8 @@ def prepare(settings: Settings, rehearsal: bool = False) -> Prepared:
     if simulator.paid:
         prompts.locate(simulator.prompt_file)
         _check_model(simulator, settings, rehearsal)
+        if simulator.served:
+            served.check(simulator)
     for kind in settings.judge.kinds:
         prompts.locate(settings.judge.prompt(kind))
         _check_model(settings.judge, settings, rehearsal)
@@ -90,10 +94,12 @@ class Pipeline:
     """The stages of one prepared run on one open store. With several dictionaries each stage does one after another."""
 
     def __init__(
-        self, store: Store, prepared: Prepared, bar: Bar, say: Callable[[str], None], opens: Opens | None = None
-    ) -> None:
-        """`opens` makes the door to language models, if it is to be another than `Door`."""
+        self, store: Store, prepared: Prepared, bar: Bar, say: Callable[[str], None], opens: Opens | None = None,
+        shows: Callable[..., Shown] = Shown,
+    ) -> None:  # fmt: skip
+        """`opens` makes the door to language models, if it is to be another than `Door`; `shows` what is explained."""
         self.store, self.prepared, self.bar, self.say, self.opens = store, prepared, bar, say, opens or Door
+        self.shows = shows
         self.settings = prepared.settings
         Ledger.of(store)  # takes over the replies that a killed run had paid for
         self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
@@ -243,7 +249,7 @@ class Labelling:
         # Evidence is only read when a feature is pending, which the stage finds out first.
         return Explaining(
             self.store, self.settings, features, lambda: self.grading.evidence, door, self.pipeline.bar,
-            promoted,
+            promoted, self.pipeline.shows,
         )  # fmt: skip
 
     def simulate(self, split: Split) -> Tally:

@@ -26,7 +26,8 @@ from autointerp.grading import PAID_NULLS
 from autointerp.keep import Keeper, counter_bytes
 from autointerp.llm.prices import MILLION
 from autointerp.pipeline import SPLITS_GRADED, Labelling, Pipeline, Prepared, prepare
-from autointerp.rehearsal import Rehearsal
+from autointerp.rehearsal import Filled, Rehearsal
+from autointerp.simulators import served
 from autointerp.store import Store
 from autointerp.subject import Subject, pad
 from autointerp.sweep import Place, Read, Replica, land, launch, load_replicas
@@ -211,7 +212,8 @@ def _probe_stages(settings: Settings, prepared: Prepared, bar: Bar) -> dict[str,
     nothing["asked"] = {}
     first = Prepared(settings, prepared.targets[:1])
     with Store.create(settings.database) as store:
-        pipeline = Pipeline(store, first, bar, lambda line: None, partial(Rehearsal, count=_counter(settings)))
+        opens = partial(Rehearsal, count=_counter(settings))
+        pipeline = Pipeline(store, first, bar, lambda line: None, opens, Filled)
         pipeline.collect()
         labelling = pipeline.labellings[0]
         try:
@@ -362,6 +364,8 @@ def _whole(settings: Settings, stage: str, use: Use) -> float:
     calls = 0
     if stage == "simulate" and simulator.kind == "chat":
         calls = math.ceil(simulator.passages / simulator.per_call)
+    if stage == "simulate" and simulator.served:
+        calls = simulator.passages * served.check(simulator)
     if stage == "judge":
         calls = math.ceil(judge.passages / judge.per_call) * (len(judge.kinds) + judge.chooses)
     return max(calls / use.calls, 1.0) if use.calls else 1.0
@@ -436,7 +440,8 @@ def to_terminal(cost: Cost, estimates: dict[str, Estimate], console: Console) ->
     if cost.asked:
         console.print(
             "Tokens of models: the real prompts of a few features, counted with the subject's tokenizer; replies as "
-            "long as good ones; scoring sets whole; nothing cached, nothing asked again; without the time of servers.",
+            "long as good ones; excerpts and scoring sets as many as asked for; nothing cached, nothing asked again; "
+            "without the time of servers.",
             style="dim",
         )
     console.print(

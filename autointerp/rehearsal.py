@@ -10,16 +10,19 @@ import itertools
 import json
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from autointerp.config import Settings
-from autointerp.llm import Door, Model, Reply
+from autointerp.explainers import Shown
+from autointerp.explainers.shown import Firing
+from autointerp.llm import Door, Model, Reading, Reply
 from autointerp.llm.door import Line
 from autointerp.llm.sent import Sent
 from autointerp.simulators.chat import FIRES
 from autointerp.store import Store
 
 Count = Callable[[str], int]
+T = TypeVar("T")
 
 # Labels as long as models write them: 4 to 12 words.
 LABELS = (
@@ -49,6 +52,29 @@ class Rehearsal(Door):
         return self._lines[model]
 
 
+class Filled(Shown):
+    """Shows as many excerpts as are asked for: those that a feature has stand in for those that more text would hold.
+
+    A feature of a whole run fires in more passages than explainers show; one of a few thousand tokens in half of them.
+    """
+
+    def spread(self, feature: int, n: int) -> list[Firing]:
+        """As of Shown, filled up."""
+        return _filled(super().spread(feature, n), n)
+
+    def strongest(self, feature: int, n: int) -> list[Firing]:
+        """As of Shown, filled up."""
+        return _filled(super().strongest(feature, n), n)
+
+    def lookalikes(self, feature: int, n: int) -> list[str]:
+        """As of Shown, filled up."""
+        return _filled(super().lookalikes(feature, n), n)
+
+
+def _filled(found: list[T], n: int) -> list[T]:
+    return list(itertools.islice(itertools.cycle(found), n if found else 0))
+
+
 class Rehearsed:
     """Answers at once, and counts."""
 
@@ -58,9 +84,13 @@ class Rehearsed:
     def send(self, sent: Sent) -> None:
         """Record the request with a reply of the right form."""
         request = sent.request
-        text = stand_in(json.loads(request.schema or "{}"), request.messages[-1][1], self.samples)
-        n_sent = sum(self.count(content) for _, content in request.messages)
-        reply = Reply(text, request.model.name, n_sent, self.count(text), ms=0.0)
+        if request.reading is not None:
+            n_sent, n_received = request.reading.n_tokens, len(request.reading.prompts)
+            text = likely(request.reading)
+        else:
+            text = stand_in(json.loads(request.schema or "{}"), request.messages[-1][1], self.samples)
+            n_sent, n_received = sum(self.count(content) for _, content in request.messages), self.count(text)
+        reply = Reply(text, request.model.name, n_sent, n_received, ms=0.0)
         sent.done.put((sent, sent.record(reply)))
 
     def flush(self) -> None:
@@ -77,6 +107,12 @@ class Rehearsed:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def likely(reading: Reading) -> str:
+    """What is read of a prompt, where every token is as likely as any: whatever can be open is asked again."""
+    n, width = len(reading.places), len(reading.wanted)
+    return json.dumps({"logprobs": [[-3.0] * width] * n, "floors": [-3.0] * n, "texts": {}})
 
 
 def stand_in(schema: dict[str, Any], content: str, samples: int) -> str:

@@ -62,6 +62,7 @@ def run(grading: Grading, split: Split) -> Tally:
                 tally.stopped = problem
                 break
             log.warning("%s", problem)
+    tally.note = grading.note(split)
     tally.seconds = time.perf_counter() - started
     return tally
 

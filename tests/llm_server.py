@@ -18,6 +18,7 @@ from typing import Any
 
 Plan = Callable[["Asked"], str]
 Says = Callable[["Asked"], str]
+Reads = Callable[["Asked"], tuple[int, dict[str, Any]]]
 
 GERMAN = "Wörter, die etwas mit Bewegung zu tun haben und die im Text besonders häufig und überall vorkommen, wie mir scheint"
 REFUSAL = "I'm sorry, but I cannot help with that"
@@ -54,7 +55,9 @@ class Asked:
 
     @property
     def chat(self) -> list[tuple[str, str]]:
-        """(role, text) of its messages, in either format."""
+        """(role, text) of its messages, in either format; the token ids of a prompt that is completed."""
+        if "prompt" in self.body:
+            return [("prompt", json.dumps(self.body["prompt"]))]
         system = self.body.get("system")
         first = [("system", _text(system))] if system else []
         return first + [(m["role"], _text(m["content"])) for m in self.body["messages"]]
@@ -71,6 +74,7 @@ class Server:
 
     plan   a request -> what becomes of it: ok, or one of the words above
     says   a request -> the text of its reply
+    reads  a request to complete a prompt -> status and JSON of the reply; None: this server knows chats alone
     limit  requests in flight above which it says 429
     """
 
@@ -78,6 +82,7 @@ class Server:
     limit: int | None = None
     plan: Plan = lambda asked: "ok"
     says: Says = lambda asked: f"label {asked.last}"
+    reads: Reads | None = None
     knows: frozenset[str] | None = None  # parts of a request it knows; None: all
     counts: bool = True  # says how many tokens there were
     cached_tokens: int = 0
@@ -165,6 +170,8 @@ class Server:
             self.in_flight -= 1
 
     def _kind(self, asked: Asked) -> str:
+        if asked.path == "/v1/completions" and self.reads is not None:
+            return self.plan(asked)
         if asked.path not in {"/v1/chat/completions", "/v1/messages"}:
             return "no-path"
         unknown = {"temperature", "reasoning_effort", "response_format", "thinking", "output_config", "max_completion_tokens"}
@@ -194,14 +201,17 @@ class Server:
             return await self._send(writer, status, _error(code, message), retry_after=more.get(kind))
         if kind == "cut":
             return False
-        asked.billed = True
-        found = json.dumps(self._reply(asked), ensure_ascii=False).encode()
+        status, said = 200, {}
+        if asked.path == "/v1/completions" and self.reads is not None:
+            status, said = self.reads(asked)
+        asked.billed = status == 200
+        found = json.dumps(said or self._reply(asked), ensure_ascii=False).encode()
         if kind == "truncated":
             return await self._send(writer, 200, found[: len(found) // 2])
         if kind == "short":  # fewer bytes than were promised
             await self._send(writer, 200, found[: len(found) // 2], length=len(found))
             return False
-        return await self._send(writer, 200, found)
+        return await self._send(writer, status, found)
 
     async def _send(
         self, writer: asyncio.StreamWriter, status: int, body: bytes, kind: str = "application/json",

@@ -251,6 +251,33 @@ def test_a_refusal_or_half_a_reply_is_a_row_and_no_zero(
     assert {s.value for s in found.store.scores(found.grading.run, "score")} == {None}
 
 
+@pytest.mark.parametrize("most", [2, 1])
+def test_calls_that_are_too_long_are_asked_again_in_halves(served: Served, bench: MakeBench, most: int) -> None:
+    def plan(asked: Asked) -> str:
+        return "context" if len(shown(asked)[1]) > most else "ok"
+
+    found, server = served({0: [bench.words[0]]}, plan=plan)
+    through_select(found)
+    tally = simulate.run(found.grading, "score")
+    assert not tally.failed and tally.ok > 6
+    assert sorted(len(shown(asked)[1]) for asked in server.log if asked.kind == "ok")[-1] == most
+    n = server.kinds()["context"]
+    assert n >= 3 and tally.line().endswith(f"; calls too long for the model's context, asked again in halves: {n}")
+    score.run(found.grading, "score")
+    (rank,) = [s.value for s in found.store.scores(found.grading.run, "score") if s.metric == "r_rank"]
+    assert rank == pytest.approx(1, abs=1e-6)
+    assert max(server.whole().values()) == 1
+
+
+def test_a_passage_that_is_too_long_by_itself_is_a_row_with_its_reason(served: Served, bench: MakeBench) -> None:
+    found, _ = served({0: [bench.words[0]]}, plan=lambda asked: "context")
+    through_select(found)
+    tally = simulate.run(found.grading, "score")
+    assert tally.ok == 0 and tally.failed["context_too_long"] == tally.failed.total() > 6
+    rows = found.store.query("SELECT DISTINCT status::VARCHAR, reason, predicted FROM simulation WHERE split = 'score'")[1]
+    assert rows == [("failed", "context_too_long", None)]
+
+
 def test_a_model_that_is_not_there_leaves_its_features_pending(served: Served, bench: MakeBench) -> None:
     w = bench.words
     down = [True]

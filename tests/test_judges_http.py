@@ -225,6 +225,27 @@ def test_a_refusal_is_a_row_and_no_verdict(
     assert set(values(found)[bench.words[0]].values()) == {reason}
 
 
+@pytest.mark.parametrize("most", [3, 1])
+def test_calls_that_are_too_long_are_asked_again_in_halves(served: Served, bench: MakeBench, most: int) -> None:
+    def plan(asked: Asked) -> str:
+        return "context" if len(shown(asked.last)[1]) > most else "ok"
+
+    found, server = served({0: [bench.words[0]]}, plan=plan)
+    tally = judged(found)
+    assert not tally.failed and tally.ok > 30
+    assert values(found)[bench.words[0]]["detection_f1"] == values(found)[bench.words[0]]["fuzzing_accuracy"] == 1
+    assert max(len(shown(asked.last)[1]) for asked in server.log if asked.kind == "ok") == most
+    assert tally.note.count("asked again in halves") == 2, "of detection, and of fuzzing"
+    assert max(server.whole().values()) == 1
+
+
+def test_a_passage_that_is_too_long_by_itself_has_no_verdict(served: Served, bench: MakeBench) -> None:
+    found, _ = served({0: [bench.words[0]]}, plan=lambda asked: "context")
+    tally = judged(found)
+    assert tally.ok == 0 and set(tally.failed) == {"context_too_long"}
+    assert set(values(found)[bench.words[0]].values()) == {"context_too_long"}
+
+
 def test_a_judge_that_is_not_there_leaves_its_features_pending(served: Served, bench: MakeBench) -> None:
     w = bench.words
     down = [True]

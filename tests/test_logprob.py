@@ -11,8 +11,9 @@ import torch
 from autointerp import prompts
 from autointerp.config import load
 from autointerp.errors import ConfigError
-from autointerp.simulators.answers import LocalAnswers, Pieces, choices, expected
+from autointerp.simulators.answers import LocalAnswers, expected
 from autointerp.simulators.logprob import LogprobSimulator, heading, one_line, pieces, prefix
+from autointerp.simulators.pieces import Pieces, choices
 from autointerp.subject import resolve_model
 from autointerp.tally import Bar
 

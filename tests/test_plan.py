@@ -1,6 +1,7 @@
 """What a run will cost is known before it runs: the real prompts, counted, without asking anybody."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,12 @@ from autointerp.explainers.replies import Given
 from autointerp.pipeline import Pipeline, prepare
 from autointerp.rehearsal import stand_in
 from autointerp.store import Store
+from autointerp.subject import Subject
 from autointerp.tally import Bar
 
 from .conftest import tiny_overrides
 from .llm_server import Server
+from .test_logprob import tokenizer_of
 
 PAID: dict[str, Any] = {
     "explainer__methods": '["marks"]', "explainer__provider": "openai", "explainer__model": "gpt-6-luna",
@@ -136,6 +139,49 @@ def test_a_plan_is_near_what_the_run_then_asks(
     for stage, use in cost.asked.items():
         assert spent[stage]["calls"] / n == pytest.approx(use.calls, rel=0.35), stage
         assert spent[stage]["unusable"] == 0
+
+
+@pytest.mark.parametrize("method", ["marks", "contrastive", "token-act"])
+def test_a_plan_counts_as_many_excerpts_as_a_run_shows(method: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    """The probe's text holds few passages of a feature; tokens sent are those of a prompt that is full."""
+    changes: dict[str, Any] = {
+        "explainer__methods": f'["{method}"]', "explainer__provider": "openai", "explainer__model": "m",
+        "explainer__base_url": "http://127.0.0.1:9", "collect__sample_explain": 40, "collect__top": 20,
+        "explainer__excerpts": 40, "features__select": "random:12", "features__min_passages": 40,
+    }  # fmt: skip
+    cost, _ = planned(config.load(None, tiny_overrides(tiny, tmp_path / "planned", **changes)))
+
+    def says(asked: Any) -> str:
+        return stand_in(asked.body["response_format"]["json_schema"]["schema"], asked.last, 3)
+
+    with Server(says=says) as server:
+        changes["explainer__base_url"] = server.openai
+        settings = config.load(None, tiny_overrides(tiny, tmp_path, **changes))
+        with Store.create(settings.database) as store, Bar(enabled=False) as bar:
+            pipeline = Pipeline(store, prepare(settings), bar, lambda _: None)
+            pipeline.collect()
+            pipeline.labellings[0].explain()
+    tokenizer = Subject.reader(settings.subject).tokenizer
+    sent = [sum(len(tokenizer(text)["input_ids"]) for _, text in asked.chat) for asked in server.log]
+    assert cost.asked["explain"].input_tokens == pytest.approx(sum(sent) / len(sent), rel=0.1)
+
+
+@pytest.mark.parametrize("ten", ["two tokens", "one token"])
+def test_a_plan_of_prompts_that_a_server_reads(ten: str, tiny: dict[str, Path], tmp_path: Path) -> None:
+    where = tiny["subject"]
+    if ten == "one token":
+        where = tmp_path / "served"
+        shutil.copytree(tiny["subject"], where)
+        tokenizer_of(tiny, ten).save_pretrained(where)
+    changes = {
+        "simulator__kind": "logprob", "simulator__provider": "openai", "simulator__model": "m", "simulator__passages": 12,
+        "simulator__base_url": "http://127.0.0.1:9/v1", "simulator__tokenizer": where,
+    }  # fmt: skip
+    cost, estimates = planned(config.load(None, tiny_overrides(tiny, tmp_path, **changes)))
+    use, scaled = cost.asked["simulate"], estimates["at scale"].asked["simulate"]
+    per_passage = 1 if ten == "one token" else 2
+    assert scaled.calls / (1e5 + 50) == pytest.approx(12 * per_passage)
+    assert use.input_tokens / use.calls > (2_000 if ten == "one token" else 30_000), "a prompt for every token"
 
 
 # -- replies that stand in ---------------------------------------------------------------------------------------------

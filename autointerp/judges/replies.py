@@ -2,13 +2,14 @@
 
 All labels of a feature share a call, because its passages are most of what is sent. A reply is checked as a whole: a
 label or passage that is not there, one that stands there twice, a label without its list, and nothing of it is used.
+A call that is too long for the model's context is asked again in halves, down to one passage a call.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,24 +19,13 @@ from autointerp.config import JudgeSection, model_of
 from autointerp.errors import ReplyError
 from autointerp.explainers.fence import line
 from autointerp.judges import Item
-from autointerp.llm import Answer, Door, Job, Request
-from autointerp.llm.structured import decoded, integers
+from autointerp.llm import Answer, Door, Job, Request, halves
+from autointerp.llm.structured import by_number, integers, numbered
 from autointerp.rows import Status
 
 Verdicts = NDArray[np.bool_]  # [label, passage]
 
 NUMBERS = {"type": "array", "items": {"type": "integer"}}
-
-
-def schema(n_labels: int) -> dict[str, Any]:
-    """Of a reply about so many labels, the shortest that names all: {"1": [passages that fit], "2": [...], ...}."""
-    names = [str(n) for n in range(1, n_labels + 1)]
-    return {
-        "type": "object",
-        "properties": dict.fromkeys(names, NUMBERS),
-        "required": names,
-        "additionalProperties": False,
-    }
 
 
 class Question(NamedTuple):
@@ -53,7 +43,7 @@ class Verdict:
 
     says: Verdicts  # [label, item]; meaningless where lost
     lost: dict[int, tuple[Status, str]] = field(default_factory=dict)  # item -> why there is no verdict on it
-    missing: int = 0  # calls without an answer
+    missing: int = 0  # items without an answer
 
 
 class Panel:
@@ -61,6 +51,7 @@ class Panel:
 
     def __init__(self, door: Door, cfg: JudgeSection, prompt: str) -> None:
         self.door, self.cfg, self.prompt, self.model = door, cfg, prompt, model_of(cfg)
+        self.halved = 0  # calls that were too long for the model
 
     def ask(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         """The place of a question and its verdicts, as they are complete, in any order.
@@ -69,25 +60,34 @@ class Panel:
         """
         found: dict[int, Verdict] = {}
         for place, question in enumerate(questions):
-            shape = len(question.labels), len(question.items)
-            calls = -(-len(question.items) // question.per_call)
-            found[place] = Verdict(np.zeros(shape, dtype=bool), missing=calls)
-            if not calls:
+            n = len(question.items)
+            found[place] = Verdict(np.zeros((len(question.labels), n), dtype=bool), missing=n)
+            if not n:
                 yield place, found.pop(place)
-        for job, answer in self.door.ask(self._jobs(questions)):
+        jobs = (
+            self._job(questions, place, slice(start, min(start + question.per_call, len(question.items))))
+            for place, question in enumerate(questions)
+            for start in range(0, len(question.items), question.per_call)
+        )
+        for job, answer in halves.ask(self.door, jobs, partial(self._halves, questions)):
             place, part = job.key
             verdict = found[place]
             _take(verdict, part, answer)
             if not verdict.missing:
                 yield place, found.pop(place)
 
-    def _jobs(self, questions: Iterable[Question]) -> Iterator[Job[Verdicts]]:
-        for place, question in enumerate(questions):
-            for start in range(0, len(question.items), question.per_call):
-                part = slice(start, min(start + question.per_call, len(question.items)))
-                items = question.items[part]
-                parse = partial(understood, n_labels=len(question.labels), n_passages=len(items))
-                yield Job(self.request(question.labels, items), question.purpose, parse, (place, part))
+    def _job(self, questions: Sequence[Question], place: int, part: slice) -> Job[Verdicts]:
+        question = questions[place]
+        items = question.items[part]
+        parse = partial(understood, n_labels=len(question.labels), n_passages=len(items))
+        return Job(self.request(question.labels, items), question.purpose, parse, (place, part))
+
+    def _halves(self, questions: Sequence[Question], job: Job[Verdicts]) -> list[Job[Verdicts]]:
+        """The same about half of the items each: what is too long in one call is judged in two."""
+        place, part = job.key
+        parts = halves.cut(part)
+        self.halved += bool(parts)
+        return [self._job(questions, place, half) for half in parts]
 
     def request(self, labels: Sequence[str], items: Sequence[Item]) -> Request:
         """What is asked about some passages. Labels come from a model that has read the corpus: they are data too."""
@@ -97,11 +97,11 @@ class Panel:
             passages=_numbered([i.text for i in items]),
         )
         content = tuple((message["role"], message["content"]) for message in messages)
-        return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(schema(len(labels))))
+        return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(numbered(len(labels), NUMBERS)))
 
 
 def _take(verdict: Verdict, part: slice, answer: Answer[Verdicts]) -> None:
-    verdict.missing -= 1
+    verdict.missing -= part.stop - part.start
     if answer.value is not None:
         verdict.says[:, part] = answer.value
     else:
@@ -119,16 +119,9 @@ def understood(reply: str, n_labels: int, n_passages: int) -> Verdicts:
 
     Raises ReplyError with the first thing that is wrong; nothing of a reply is used unless all of it can be.
     """
-    found = decoded(reply)
-    if not isinstance(found, dict):
-        raise ReplyError("bad_shape", f"expected an object with a list for every label, not {type(found).__name__}")
-    names = [str(n) for n in range(1, n_labels + 1)]
-    if unknown := sorted(found.keys() - set(names)):
-        raise ReplyError("wrong_label", f"there is no label {unknown[0]!r}; they are numbered 1 to {n_labels}")
-    if missing := [name for name in names if name not in found]:
-        raise ReplyError("missing_label", f"no list for label {', '.join(missing)}")
+    found = by_number(reply, n_labels, "label")
     says = np.zeros((n_labels, n_passages), dtype=bool)
-    for row, name in enumerate(names):
+    for row, name in enumerate(found):
         fits = integers(found, name)
         for number in fits:
             if not 1 <= number <= n_passages:

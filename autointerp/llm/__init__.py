@@ -6,6 +6,6 @@ that speaks its API), `anthropic`, `local` (a causal LM in this process, through
 """
 
 from autointerp.llm.door import Door, check
-from autointerp.llm.request import Answer, Job, Model, Reply, Request
+from autointerp.llm.request import Answer, Job, Model, Reading, Reply, Request
 
-__all__ = ["Answer", "Door", "Job", "Model", "Reply", "Request", "check"]
+__all__ = ["Answer", "Door", "Job", "Model", "Reading", "Reply", "Request", "check"]

@@ -1,13 +1,17 @@
-"""Provider `openai`: any server that speaks OpenAI's chat completions (vLLM, Ollama, OpenRouter, llama.cpp, ...)."""
+"""Provider `openai`: any server that speaks OpenAI's chat completions (vLLM, Ollama, OpenRouter, llama.cpp, ...).
+
+Prompts that are read instead of answered go to the completions of a server that speaks vLLM's: see `completions`.
+"""
 
 import json
 import os
 from typing import Any
 
 from autointerp.errors import UserError
-from autointerp.llm.request import Model, Reply
+from autointerp.llm import completions
+from autointerp.llm.request import Model, Reading, Reply
 from autointerp.llm.sent import Sent
-from autointerp.llm.trouble import KEY_VARIABLE, Judge
+from autointerp.llm.trouble import KEY_VARIABLE, BadRequest, Judge
 from autointerp.rows import Status
 
 HOME = "https://api.openai.com/v1"
@@ -18,6 +22,7 @@ OPTIONAL = {
     "temperature": r"temperature",
     "reasoning_effort": r"reasoning",
     "max_completion_tokens": r"max_completion_tokens",
+    "logprob_token_ids": r"logprob_token_ids",
 }
 
 
@@ -37,6 +42,8 @@ class OpenAIChat:
 
     def parts(self, sent: Sent) -> set[str]:
         """The optional parts of this request."""
+        if sent.request.reading is not None:
+            return completions.parts(sent.request.reading)
         found = {"temperature", "reasoning_effort", "max_completion_tokens"}
         if self.model.base_url is not None:  # servers that take either know max_tokens, and some ignore the other
             found -= {"max_completion_tokens"}
@@ -45,6 +52,8 @@ class OpenAIChat:
     async def reply(self, sent: Sent, without: set[str]) -> Reply:
         """The reply to one request."""
         request, parts = sent.request, self.parts(sent) - without
+        if request.reading is not None:
+            return await self._heard(request.reading, parts)
         limit = "max_completion_tokens" if "max_completion_tokens" in parts else "max_tokens"
         # Messages go past the SDK's conversion of typed dicts, which takes more time than the rest of a call.
         body: dict[str, Any] = {
@@ -84,6 +93,18 @@ class OpenAIChat:
             written_tokens=written or 0, output_tokens=None if usage is None else usage.completion_tokens,
             status=status, reason=reason,
         )  # fmt: skip
+
+    async def _heard(self, reading: Reading, parts: set[str]) -> Reply:
+        """What a server that reads prompts says of one."""
+        body = completions.body(reading, parts)
+        try:
+            found = await self.client.completions.create(model=self.model.name, prompt="", extra_body=body)
+        except self.judge.sdk.APIStatusError as error:
+            problem = self.judge.read(error, parts)
+            if isinstance(problem, UserError | BadRequest) and completions.UNFIT.search(str(problem)):
+                raise completions.unfit(self.model, reading.top, str(problem)) from None
+            raise
+        return completions.reply(self.model, reading, found)
 
     async def close(self) -> None:
         """Close the connections."""

@@ -56,7 +56,10 @@ NOTHING = Cost()
 
 def estimate(request: Request, price: PriceSection | None) -> Cost:
     """The most that a request is likely to cost: nothing cached, the longest reply."""
-    sent = sum(len(content.encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE for _, content in request.messages)
+    if request.reading is not None:
+        sent = request.reading.n_tokens
+    else:
+        sent = sum(len(content.encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE for _, content in request.messages)
     usd = 0.0 if price is None else (sent * price.input + request.max_new_tokens * price.output) / MILLION
     return Cost(usd, sent + request.max_new_tokens)
 

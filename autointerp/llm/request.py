@@ -1,7 +1,7 @@
 """What goes through the door: a model, a request, a job around it, a reply, an answer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from typing import Any, Generic, TypeVar
 
@@ -24,6 +24,33 @@ class Model:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What is read of a prompt instead of a reply: how likely some tokens are at some places in it.
+
+    Without endings the prompt is read as it stands, in one pass. With them there is one prompt per place: the tokens
+    before it, then its ending; what is read is what would follow. A server that caches prefixes runs the endings alone.
+    """
+
+    ids: tuple[int, ...]  # the prompt, as the model's tokenizer writes it
+    places: tuple[int, ...]  # tokens before what is read
+    wanted: tuple[int, ...]  # tokens that are read, no two alike
+    top: int  # likeliest tokens that the server is asked for at a place
+    endings: tuple[tuple[int, ...], ...] | None = None  # of each place
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """What is sent."""
+        if self.endings is None:
+            return [list(self.ids)]
+        return [[*self.ids[:place], *ending] for place, ending in zip(self.places, self.endings, strict=True)]
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens sent."""
+        return len(self.ids) if self.endings is None else sum(self.places) + sum(map(len, self.endings))
+
+
+@dataclass(frozen=True)
 class Request:
     """What is asked of a model. Two requests with equal content and draw are the same call, and are paid once."""
 
@@ -34,6 +61,7 @@ class Request:
     draw: int = 0  # k samples of one request are k calls
     schema: str | None = None  # JSON schema as text; a provider without structured replies gets the messages alone
     stable: int | None = None  # messages that other requests share, which a provider may cache; None: all but the last
+    reading: Reading | None = None  # read the prompt instead of answering it; messages are then what its tokens say
 
     def __post_init__(self) -> None:
         if any(not _is_text(content) for _, content in self.messages):  # half a surrogate pair cannot be sent
@@ -48,7 +76,8 @@ class Request:
             model.provider, model.name, self.messages, self.max_new_tokens, self.temperature, self.draw
         ]  # fmt: skip
         # What is not asked for leaves keys as they were before it could be.
-        more = {"base_url": model.base_url, "schema": self.schema}
+        reading = None if self.reading is None else astuple(self.reading)
+        more = {"base_url": model.base_url, "schema": self.schema, "reading": reading}
         return fingerprint([*parts, *({key: value} for key, value in more.items() if value is not None)])
 
     @property

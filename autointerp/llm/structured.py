@@ -29,20 +29,31 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def entries(value: Any, name: str) -> list[Mapping[str, Any]]:
-    """The list of objects under a name."""
-    found = value.get(name) if isinstance(value, dict) else None
-    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise ReplyError("bad_shape", f"expected an object with a list of objects `{name}`")
-    return found
+def numbered(n: int, entry: dict[str, Any]) -> dict[str, Any]:
+    """The schema of a reply about n numbered things, the shortest that names all: {"1": entry, "2": entry, ...}."""
+    names = [str(i) for i in range(1, n + 1)]
+    return {
+        "type": "object",
+        "properties": dict.fromkeys(names, entry),
+        "required": names,
+        "additionalProperties": False,
+    }
 
 
-def integer(entry: Mapping[str, Any], name: str) -> int:
-    """The whole number under a name."""
-    value = entry.get(name)
-    if type(value) is not int:
-        raise ReplyError("bad_shape", f"expected a whole number `{name}`, not {value!r}")
-    return value
+def by_number(reply: str, n: int, what: str) -> dict[str, Any]:
+    """The entries of such a reply, number -> entry, in order. Raises ReplyError for one too many or too few.
+
+    what  is numbered: label or passage
+    """
+    found = decoded(reply)
+    if not isinstance(found, dict):
+        raise ReplyError("bad_shape", f"expected an object with a list for every {what}, not {type(found).__name__}")
+    names = [str(i) for i in range(1, n + 1)]
+    if unknown := sorted(found.keys() - set(names)):
+        raise ReplyError(f"wrong_{what}", f"there is no {what} {unknown[0][:20]!r}; they are numbered 1 to {n}")
+    if missing := [name for name in names if name not in found]:
+        raise ReplyError(f"missing_{what}", f"no list for {what} {', '.join(missing)}")
+    return {name: found[name] for name in names}
 
 
 def integers(entry: Mapping[str, Any], name: str) -> list[int]:

@@ -17,7 +17,8 @@ KEY_VARIABLE = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 BUSY = {429, 503, 529}
 AGAIN = {408, 409, 425}
 TOO_LONG = re.compile(
-    r"context[ _]length|context window|context size|maximum context|prompt is too long|too many (input )?tokens|"
+    r"context[ _]length|context window|context size|maximum context|maximum model length|prompt is too long|"
+    r"too many (input )?tokens|"
     r"input is too long|exceeds? the (available )?context"
 )
 FILTERED = re.compile(r"content[ _](filter|policy|management)|invalid_prompt|safety system|usage policies")

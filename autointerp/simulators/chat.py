@@ -3,7 +3,8 @@
 Several passages go into one call, and the reply lists the firing words alone, by quote, occurrence and strength 0-10,
 instead of every token. Such a reply has to be understood, so it is checked as a whole: a passage too many or too few, a
 quote that does not stand in its passage, a place that does not exist or a strength that is no number from 0 to 10, and
-nothing of it is used. Its passages are rows with their reason, never zeros.
+nothing of it is used. Its passages are rows with their reason, never zeros. A call that is too long for the model's
+context is asked again in halves, down to one passage a call.
 
 A quote is found as it stands, or else up to white space, quotation marks and the Unicode form of its characters.
 Places are counted over whole words where the quote is one somewhere in its passage ("the" is not found in "other"),
@@ -12,10 +13,9 @@ the larger one; a token that holds only a part of a character counts as the plac
 """
 
 import json
-import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,24 +25,14 @@ from numpy.typing import NDArray
 from autointerp import prompts
 from autointerp.config import SimulatorSection, model_of
 from autointerp.errors import ReplyError
-from autointerp.llm import Door, Job, Request
-from autointerp.llm.structured import decoded
+from autointerp.llm import Door, Job, Request, halves
+from autointerp.llm.structured import by_number, numbered
 from autointerp.simulators import Lost, Predicted
+from autointerp.simulators.gathered import Gathered, Wanted
 from autointerp.tally import Bar
 
 MAX_STRENGTH = 10
 FIRES = {"type": "array", "items": {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "number"}]}}}
-
-
-def schema(n_passages: int) -> dict[str, Any]:
-    """Of a reply about so many passages, the shortest that names all: {"1": [["word", 1, 7]], "2": [], ...}."""
-    names = [str(n) for n in range(1, n_passages + 1)]
-    return {
-        "type": "object",
-        "properties": dict.fromkeys(names, FIRES),
-        "required": names,
-        "additionalProperties": False,
-    }
 
 
 class ChatSimulator:
@@ -52,6 +42,7 @@ class ChatSimulator:
         self.door, self.cfg, self.passage_tokens = door, cfg, passage_tokens
         self.model = model_of(cfg)
         self._texts: dict[int, Sequence[str]] = {}
+        self._halved = 0  # calls that were too long for the model
 
     def read(self, passages: Mapping[int, Sequence[str]], bar: Bar) -> None:
         """Hold the passages' tokens; the model sees them when it is asked."""
@@ -67,43 +58,48 @@ class ChatSimulator:
             result[place] = predicted.values
         return result
 
-    def ask(self, wanted: Sequence[tuple[str, NDArray[np.int64]]]) -> Iterator[tuple[int, Predicted]]:
+    def ask(self, wanted: Wanted) -> Iterator[tuple[int, Predicted]]:
         """For (label, passages) pairs: the place of a pair, and its predictions, as they are complete, in any order.
 
         Raises Unreachable or BudgetSpent after everything that is complete; the other pairs stay pending.
         """
-        found: dict[int, Predicted] = {}
-        missing: dict[int, int] = {}  # calls of a pair without an answer
-        for place, (_, passages) in enumerate(wanted):
-            empty = np.full((len(passages), self.passage_tokens), np.nan, dtype=np.float32)
-            found[place], missing[place] = Predicted(empty, {}), math.ceil(len(passages) / self.cfg.per_call)
-            if not missing[place]:
-                yield place, found.pop(place)
-        for job, answer in self.door.ask(self._jobs(wanted)):
-            place, start, ids = job.key
-            values, lost = found[place]
+        gathered = Gathered(wanted, self.passage_tokens)
+        yield from gathered.empty()
+        jobs = (
+            self._job(wanted, place, slice(start, min(start + self.cfg.per_call, len(passages))))
+            for place, (_, passages) in enumerate(wanted)
+            for start in range(0, len(passages), self.cfg.per_call)
+        )
+        for job, answer in halves.ask(self.door, jobs, partial(self._halves, wanted)):
+            place, rows = job.key
             if answer.value is not None:
-                values[start : start + len(ids)] = answer.value
+                yield from gathered.put(place, rows, answer.value)
             else:
-                assert answer.reason is not None
-                found[place] = Predicted(values, {**lost, **dict.fromkeys(ids, Lost(answer.status, answer.reason))})
-            missing[place] -= 1
-            if not missing[place]:
-                yield place, found.pop(place)
+                yield from gathered.lose(place, rows, Lost(answer.status, answer.reason or ""))
 
-    def _jobs(self, wanted: Iterable[tuple[str, NDArray[np.int64]]]) -> Iterator[Job[NDArray[np.float32]]]:
-        for place, (label, passages) in enumerate(wanted):
-            for start in range(0, len(passages), self.cfg.per_call):
-                ids = passages[start : start + self.cfg.per_call].tolist()
-                texts = [self._texts[i] for i in ids]
-                parse = partial(understood, passages=texts, passage_tokens=self.passage_tokens)
-                yield Job(self._request(label, texts), f"simulate chat {label}", parse, (place, start, ids))
+    @property
+    def note(self) -> str:
+        """What there is to say about how it was asked; "" for nothing."""
+        return halves.note(self._halved)
+
+    def _job(self, wanted: Wanted, place: int, rows: slice) -> Job[NDArray[np.float32]]:
+        label, passages = wanted[place]
+        texts = [self._texts[i] for i in passages[rows].tolist()]
+        parse = partial(understood, passages=texts, passage_tokens=self.passage_tokens)
+        return Job(self._request(label, texts), f"simulate chat {label}", parse, (place, rows))
+
+    def _halves(self, wanted: Wanted, job: Job[NDArray[np.float32]]) -> list[Job[NDArray[np.float32]]]:
+        """The same about half of the passages each: what is too long in one call is asked in two."""
+        place, rows = job.key
+        parts = halves.cut(rows)
+        self._halved += bool(parts)
+        return [self._job(wanted, place, half) for half in parts]
 
     def _request(self, label: str, texts: Sequence[Sequence[str]]) -> Request:
         shown = [f"{n}: {json.dumps(''.join(text), ensure_ascii=False)}" for n, text in enumerate(texts, start=1)]
         messages = prompts.fill(self.cfg.prompt_file, label=" ".join(label.split()), passages="\n".join(shown))
         content = tuple((message["role"], message["content"]) for message in messages)
-        return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(schema(len(texts))))
+        return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(numbered(len(texts), FIRES)))
 
 
 # -- reading a reply ---------------------------------------------------------------------------------------------------
@@ -114,17 +110,10 @@ def understood(reply: str, passages: Sequence[Sequence[str]], passage_tokens: in
 
     Raises ReplyError with the first thing that is wrong; nothing of a reply is used unless all of it can be.
     """
-    found = decoded(reply)
-    if not isinstance(found, dict):
-        raise ReplyError("bad_shape", f"expected an object with a list for every passage, not {type(found).__name__}")
-    names = [str(n) for n in range(1, len(passages) + 1)]
-    if unknown := sorted(found.keys() - set(names)):
-        raise ReplyError("wrong_passage", f"no passage {unknown[0][:20]!r}; they are numbered 1 to {len(passages)}")
-    if missing := [name for name in names if name not in found]:
-        raise ReplyError("missing_passage", f"no list for passage {', '.join(missing)}")
+    found = by_number(reply, len(passages), "passage")
     values = np.zeros((len(passages), passage_tokens), dtype=np.float32)
-    for name, row, strings in zip(names, values, passages, strict=True):
-        _mark(row[: len(strings)], name, strings, found[name])
+    for (name, fires), row, strings in zip(found.items(), values, passages, strict=True):
+        _mark(row[: len(strings)], name, strings, fires)
     return values
 
 
