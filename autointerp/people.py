@@ -55,8 +55,21 @@ class Taken:
     tally: Tally = field(default_factory=lambda: Tally("import"))  # ok: what is new; failed: what cannot be graded
     known: int = 0  # what had been said before
     votes: int = 0  # of what is new
+    written: int = 0  # rows that the store did not have
     by_method: Counter[str] = field(default_factory=Counter)  # new labels
     features: set[str] = field(default_factory=set)  # ids of the features that the labels are of, known ones included
+
+    def count(self, e: LabelEdit) -> None:
+        """Count one that is new, or judged anew."""
+        if e.reason is not None:
+            self.tally.failed[e.reason] += 1
+            return
+        self.tally.ok += 1
+        if e.kind == "label":
+            self.by_method[e.method] += 1
+            self.features.add(e.feature_id)
+        else:
+            self.votes += 1
 
 
 def edit(
@@ -101,28 +114,19 @@ def take_over(
     known = store_people.known(store, [e.edit_id for e in said])
     new: dict[str, LabelEdit] = {}
     for e in said:
-        before = known.get(e.edit_id)
-        if e.edit_id in new or (e.edit_id in known and (before is None or not again)):
+        if e.edit_id in new or (e.edit_id in known and (known[e.edit_id] is None or not again)):
             taken.known += 1
-            taken.features |= {e.feature_id} if e.kind == "label" and before is None else set()
-            continue
-        new[e.edit_id] = replace(e, reason=_why_not(e, places, max_words))
+            taken.features |= {e.feature_id} if e.kind == "label" and known.get(e.edit_id) is None else set()
+        else:
+            new[e.edit_id] = replace(e, reason=_why_not(e, places, max_words))
+            taken.count(new[e.edit_id])
+    written = [e for e in new.values() if e.edit_id not in known or known[e.edit_id] != e.reason]
     with store.transaction():
-        store_people.forget(store, [key for key in new if key in known])
-        store.add(list(new.values()))
+        store_people.forget(store, [e.edit_id for e in written if e.edit_id in known])
+        store.add(written)
         for home in homes:
             store.add(list(_candidates(store, home)))
-    for e in new.values():
-        if e.reason is not None:
-            taken.tally.failed[e.reason] += 1
-            continue
-        taken.tally.ok += 1
-        if e.kind == "label":
-            taken.by_method[e.method] += 1
-            taken.features.add(e.feature_id)
-        else:
-            taken.votes += 1
-    taken.tally.seconds = time.perf_counter() - started
+    taken.written, taken.tally.seconds = len(written), time.perf_counter() - started
     return taken
 
 
