@@ -7,6 +7,7 @@
     │   ├── SubjectError     a model or hookpoint that is missing or does not fit
     │   ├── DictionaryError  weights that are missing, broken or do not fit the subject
     │   ├── FeatureError     a feature id or a selection that names nothing
+    │   ├── LabelsError      a file of labels: missing, broken, or about another dictionary
     │   ├── MissingExtra     an optional package that this command needs
     │   ├── BudgetSpent      llm.budget_usd or llm.budget_tokens: a clean stop, with what is left to do
     │   └── StoreError       the database: absent, broken, of a newer schema
@@ -47,6 +48,10 @@ class DictionaryError(UserError):
 
 class FeatureError(UserError):
     """A feature id or selection names nothing in this collection."""
+
+
+class LabelsError(UserError):
+    """A file of labels to import is missing, cannot be read, or is about another dictionary."""
 
 
 class MissingExtra(UserError):

@@ -18,8 +18,11 @@ from autointerp.errors import ConfigError, StoreError, nearest
 from autointerp.report import Label, Reading
 from autointerp.text import printable
 
+RISKY = ("=", "+", "-", "@", "\t", "\r", "\n", "'")  # what a cell begins with that must not be run
 FORMATS = ("parquet", "jsonl", "csv")  # one file, of labels alone
 FOLDERS = ("hf", "neuronpedia")  # a folder, with scores and contexts: export_hf.py, export_neuronpedia.py
+
+METHODS = "who made the label: an entry of explainer.methods, revise-1 ..., human, or imported:... of another tool"
 
 SCHEMA = pa.schema([
     pa.field("feature_id", pa.string(), nullable=False, metadata={"doc": "dictionary/index"}),
@@ -47,8 +50,11 @@ SCHEMA = pa.schema([
     pa.field("n_passages", pa.int32(), nullable=False, metadata={"doc": "passages behind r_rank"}),
     pa.field("density", pa.float64(), nullable=False, metadata={"doc": "share of tokens on which the feature fires"}),
     pa.field("kind", pa.string(), nullable=False, metadata={"doc": "eligible, dense, too_rare or dead"}),
-    pa.field("method", pa.string(), metadata={"doc": "explainer of the label: mined, llm"}),
+    pa.field("method", pa.string(), metadata={"doc": METHODS}),
     pa.field("model", pa.string(), metadata={"doc": "model asked; null where none was"}),
+    pa.field("author", pa.string(), metadata={"doc": "who says so, of a label from outside; null: an explainer"}),
+    pa.field("up", pa.int32(), nullable=False, metadata={"doc": "votes for the label"}),
+    pa.field("down", pa.int32(), nullable=False, metadata={"doc": "votes against it"}),
     pa.field("reason", pa.string(), metadata={"doc": "why there is no label or grade; null when there is"}),
     pa.field("subject", pa.string(), nullable=False, metadata={"doc": "model whose activations were read"}),
     pa.field("hookpoint", pa.string(), nullable=False, metadata={"doc": "the tensor that was encoded"}),
@@ -141,10 +147,10 @@ def _harmless(value: Any) -> Any:
 
     So does text that begins with a quote of its own: `from_cell` then gives every text back as it was.
     """
-    risky = ("=", "+", "-", "@", "\t", "\r", "\n", "'")
-    return "'" + value if isinstance(value, str) and value.startswith(risky) else value
+    return "'" + value if isinstance(value, str) and value.startswith(RISKY) else value
 
 
 def from_cell(cell: str) -> str:
-    """The text that a cell of our CSV stands for: without the quote that kept a spreadsheet from running it."""
-    return cell.removeprefix("'")
+    """The text that a cell of our CSV stands for: without the quote that kept a spreadsheet from running it. A quote
+    before anything else is the text's own."""
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(RISKY) else cell

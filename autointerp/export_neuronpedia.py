@@ -10,7 +10,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from itertools import chain, islice
@@ -40,8 +40,8 @@ def write(readings: Sequence[Reading], store: Store, path: Path, bar: Bar) -> Pa
     """
 
     def fill(folder: Path) -> None:
-        sets = distinct([set_name(reading.collection["dictionary"]) for reading in readings])
-        for reading, name in zip(readings, sets, strict=True):
+        ids = source_ids([reading.collection for reading in readings])
+        for reading, name in zip(readings, ids, strict=True):
             source = Source(reading, store, name)
             _write(source, store, folder / "v1" / source.model / source.layer, bar)
 
@@ -49,13 +49,11 @@ def write(readings: Sequence[Reading], store: Store, path: Path, bar: Bar) -> Pa
 
 
 class Source:
-    """What all records of one dictionary share."""
+    """What all records of one dictionary share; `name` is Neuronpedia's name of it."""
 
     def __init__(self, reading: Reading, store: Store, name: str) -> None:
-        self.reading, self.set = reading, name
+        self.reading, self.layer, self.set = reading, name, name.partition("-")[2]
         self.model = re.sub(r"[^a-z0-9._-]+", "-", reading.collection["subject"].rstrip("/").rpartition("/")[2].lower())
-        known = re.search(r"\d+", reading.collection["hookpoint"])
-        self.layer = f"{known[0] if known else 'e'}-{name}"
         ended = [row["ended_at"] for row in store.stages(reading.run.run_id)]
         when = max(ended) if ended else datetime.now(UTC)
         self.created = when.isoformat(timespec="milliseconds").partition("+")[0] + "Z"
@@ -63,6 +61,13 @@ class Source:
     def of(self, feature: int) -> dict[str, str]:
         """The three fields by which every record names its feature."""
         return {"modelId": self.model, "layer": self.layer, "index": str(feature)}
+
+
+def source_ids(collections: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What Neuronpedia calls the dictionaries of these collections: layer and set, `12-my-set`."""
+    sets = distinct([set_name(row["dictionary"]) for row in collections])
+    layers = [re.search(r"\d+", row["hookpoint"]) for row in collections]
+    return [f"{layer[0] if layer else 'e'}-{name}" for layer, name in zip(layers, sets, strict=True)]
 
 
 def set_name(dictionary: str) -> str:
@@ -145,18 +150,25 @@ def explanation(source: Source, label: Label) -> list[dict[str, Any]]:
     numbers = {name: getattr(label, name) for name in ("r_rank", "r_rank_lo", "r_rank_hi", "r_pop", "r_tok", "lift")}
     notes = {
         "tool": f"autointerp {source.reading.run.code_version}", "explanation_id": label.explanation_id,
-        "method": label.method, "model": label.model, "verdict": label.verdict,
+        "method": label.method, "model": label.model, "author": label.author, "verdict": label.verdict,
         "scores": numbers | {"f1": label.f1, "null": label.null} | label.numbers
         | source.reading.judged.get(label.feature, {}),
     }  # fmt: skip
-    method = (label.method or "").partition(":")[0]
     return [
         {"id": _cuid(label.explanation_id)} | source.of(label.feature) | {
-            "description": label.label, "authorId": CREATOR, "typeName": TYPES.get(method),
+            "description": label.label, "authorId": CREATOR, "typeName": type_name(label.method),
             "explanationModelName": label.model.rstrip("/").rpartition("/")[2] if label.model else None,
             "notes": json.dumps(notes, ensure_ascii=False, allow_nan=False), "createdAt": source.created,
         }
     ]  # fmt: skip
+
+
+def type_name(method: str | None) -> str | None:
+    """Neuronpedia's name of a way to label; None for one that it has no name for."""
+    name, _, detail = (method or "").partition(":")
+    if name == "imported":
+        return detail.partition("/")[2] or None if detail.startswith("neuronpedia/") else None
+    return TYPES.get(name)
 
 
 def score_rows(source: Source, scores: Iterable[Score]) -> Iterator[dict[str, Any]]:

@@ -33,11 +33,28 @@ PAID_SAYS_SO = 1.0  # of 10, on the scale that models answer on
 PAID_NULLS = 50  # features whose null is worked out where the simulator is paid (METHOD: pooled, no p per feature)
 
 
+class _Means:
+    """What is read of a collection once, whichever candidates of it are graded."""
+
+    def __init__(self, store: Store, collection_id: str) -> None:
+        self.store, self.collection_id = store, collection_id
+
+    @cached_property
+    def texts(self) -> Texts:
+        return Texts(self.store, self.collection_id)
+
+    @cached_property
+    def evidence(self) -> ExplainEvidence:
+        return ExplainEvidence(self.store, self.collection_id, self.texts)
+
+
 class Grading:
     """One run's means of grading. `run.features` must be set."""
 
     def __init__(self, store: Store, settings: Settings, run: Run, bar: Bar, opens: Opens = Door) -> None:
         self.store, self.settings, self.run, self.bar, self.opens = store, settings, run, bar, opens
+        self._fitted = run  # thresholds are fitted on its candidates
+        self._means = _Means(store, run.collection_id)
         self._designs: dict[Split, Design] = {}
         self._read: dict[str, set[int]] = {}  # kind of simulator -> passages that it has read
         self._simulators: dict[str, Simulator] = {}
@@ -50,18 +67,24 @@ class Grading:
         if run == self.run:
             return self
         found = copy.copy(self)
-        found.run, found._claimed, found._thresholds = run, {}, {}  # thresholds are fitted on the candidates
+        found.run, found._fitted, found._claimed, found._thresholds = run, run, {}, {}
         return found
 
-    @cached_property
+    def beside(self, run: Run) -> "Grading":
+        """The same means, thresholds included, for a run that has other labels beside those they were fitted on."""
+        found = copy.copy(self)
+        found.run = run
+        return found
+
+    @property
     def texts(self) -> Texts:
         """Passages of the collection."""
-        return Texts(self.store, self.run.collection_id)
+        return self._means.texts
 
-    @cached_property
+    @property
     def evidence(self) -> ExplainEvidence:
         """The explain split, by feature."""
-        return ExplainEvidence(self.store, self.run.collection_id, self.texts)
+        return self._means.evidence
 
     def sample(self, feature: int, split: Split) -> Excerpts:
         """The feature's uniform sample of firing passages on a split; the last one asked for is held."""
@@ -185,9 +208,8 @@ class Grading:
 
     def _threshold(self, kind: str) -> float:
         if kind not in self._thresholds:
-            candidates = self.store.explanations(
-                self.run.collection_id, self.run.explainer_ids, self.run.features or []
-            )
+            run = self._fitted
+            candidates = self.store.explanations(run.collection_id, run.explainer_ids, run.features or [])
             first: dict[int, str] = {}
             for explanation in candidates:
                 if explanation.label is not None:

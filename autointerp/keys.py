@@ -202,6 +202,16 @@ def scorer_id(settings: Settings, explainers: Mapping[str, str]) -> str:
     return fingerprint([*design, settings.run.seed, SCORER_VERSION])
 
 
+def joined(scorer: str, n: int) -> str:
+    """The design that compares the candidates of a feature on select with the first n labels that people gave it.
+
+    A design's id holds its explainers, since another one makes another union of hard negatives. Labels of people come
+    whenever they come: were they in it, each would make all grades of all features anew. So a label joins the
+    candidates of its own feature only, under an id that begins with the design's; other features stay as they are.
+    """
+    return f"{scorer}+{n}" if n else scorer
+
+
 def corpus_fingerprint(source: str) -> list[object]:
     """The text behind `corpus.source`: its files, or a dataset's name, configuration, split and commit.
 

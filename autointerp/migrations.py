@@ -216,4 +216,17 @@ STEPS: tuple[tuple[str, str], ...] = (
         );
         """,
     ),
+    (
+        "m012_labels_of_people",
+        """
+        ALTER TABLE explanation ADD COLUMN author VARCHAR;
+        ALTER TABLE explanation ADD COLUMN made_at TIMESTAMP;
+        CREATE TABLE label_edit (
+            edit_id VARCHAR NOT NULL, feature_id VARCHAR NOT NULL,
+            kind VARCHAR NOT NULL CHECK (kind IN ('label', 'up', 'down')), label VARCHAR NOT NULL,
+            method VARCHAR NOT NULL, model VARCHAR, author VARCHAR NOT NULL, made_at TIMESTAMP,
+            source VARCHAR NOT NULL, reason VARCHAR, imported_at TIMESTAMP NOT NULL DEFAULT now()
+        );
+        """,
+    ),
 )

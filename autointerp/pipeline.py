@@ -6,20 +6,23 @@ Stages do not know one another; what passes between them are tables.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from autointerp import check, collect, corpus, explainers, judge, lens, prompts, relate, score, simulate, targets
+from autointerp import check, collect, corpus, edits, explainers, judge, lens, prompts, relate, score, simulate, targets
+from autointerp import people as persons
 from autointerp import population as populations
+from autointerp import store_people as labels_of_people
 from autointerp.config import ModelSection, Settings, model_of
 from autointerp.corpus import Shard
 from autointerp.errors import StoreError
 from autointerp.explain import Explaining
 from autointerp.explainers import Shown
 from autointerp.grading import Grading, Opens
+from autointerp.keys import joined
 from autointerp.llm import Door, door
 from autointerp.llm.ledger import Ledger
 from autointerp.rows import Run, Split, Stage
@@ -134,6 +137,16 @@ class Pipeline:
                 finding.refuse()
             self.say(f"check: {finding.line}")
 
+    @cached_property
+    def people(self) -> persons.Taken:
+        """What people have said of labels since the last command that wrote: taken over once, after collecting."""
+        homes = [persons.Home.of(self.store, target.keys.collection_id) for target in self.prepared.targets]
+        said = persons.of_edits(edits.read(self.settings.folder), edits.FILE)
+        found = persons.take_over(self.store, said, homes, self.settings.explainer.max_words)
+        if found.tally.worked:
+            self.log(found.tally, self.labellings[0].asked)
+        return found
+
     def explain(self) -> None:
         """Stage 2."""
         for labelling in self.labellings:
@@ -194,6 +207,12 @@ class Labelling:
         self.pipeline, self.target = pipeline, target
         self.store, self.settings = pipeline.store, pipeline.settings
         self.asked: Run = target.keys.run(self.settings, place)
+        self._ask()
+
+    def _ask(self) -> None:
+        """Record what is asked for: the configuration's labels, and those that people gave the same features."""
+        others = labels_of_people.explainers(self.store, self.asked.collection_id)
+        self.asked = replace(self.asked, explainer_ids=sorted({*self.asked.explainer_ids, *others}))
         self.store.ask(self.asked)
 
     @cached_property
@@ -202,7 +221,8 @@ class Labelling:
         return Grading(self.store, self.settings, self._selected(), self.pipeline.bar, self.pipeline.opens)
 
     def _selected(self) -> Run:
-        """The run with its features, which can be selected once the collection exists."""
+        """The run with its features, which can be selected once the collection exists; without labels of people, which
+        must not change what the configuration's own are worth."""
         collection_id = self.target.keys.collection_id
         if self.store.collection(collection_id) is None:
             raise StoreError("nothing has been collected for these settings yet: `autointerp collect` comes first")
@@ -211,9 +231,10 @@ class Labelling:
             self.settings.features.select, found, self.settings.run.seed, self.target.dictionary.name,
             self.pipeline.prepared.names,
         )  # fmt: skip
+        _ = self.pipeline.people
         self.asked = replace(self.asked, features=features)
-        self.store.ask(self.asked)
-        return self.asked
+        self._ask()
+        return self.target.keys.rounds[-1].of(self.asked)
 
     def relate(self) -> Tally:
         """Which features are near the selected ones."""
@@ -254,11 +275,11 @@ class Labelling:
 
     def simulate(self, split: Split) -> Tally:
         """Stage 3 on one split."""
-        return self._log(simulate.run(self.grading, split))
+        return self._log(self._over(split, lambda grading: simulate.run(grading, split)))
 
     def score(self, split: Split) -> Tally:
         """Stage 4 on one split."""
-        return self._log(score.run(self.grading, split))
+        return self._log(self._over(split, lambda grading: score.run(grading, split)))
 
     def judge(self, split: Split) -> Tally | None:
         """Stage 5 on one split; None where no judge is asked for there."""
@@ -266,7 +287,29 @@ class Labelling:
         if not judges or (split == "select" and not cfg.chooses):
             return None
         with closing(self.pipeline.opens(self.store, self.settings)) as opened:
-            return self._log(judge.run(self.grading, split, judges, opened))
+            return self._log(self._over(split, lambda grading: judge.run(grading, split, judges, opened)))
+
+    def _over(self, split: Split, stage: Callable[[Grading], Tally]) -> Tally:
+        """One stage on everything that is compared on a split, in one tally."""
+        first, *others = self._compared(split)
+        tally = stage(first)
+        for grading in others:
+            if tally.stopped is None:
+                tally.add(stage(grading))
+        return tally
+
+    def _compared(self, split: Split) -> Iterator[Grading]:
+        """What is graded together. On score each label stands alone. On select the configuration's candidates are
+        compared with one another, then with the labels of people where a feature has some (see `keys.joined`)."""
+        if split == "score":
+            yield self.grading.beside(self.asked)
+            return
+        yield self.grading
+        if self.grading.run.scorer_id == self.asked.scorer_id:  # not in an earlier round of revising
+            found = labels_of_people.labelled(self.store, self.asked.collection_id, self.asked.features or [])
+            for n, features in found.items():
+                run = replace(self.asked, features=features, scorer_id=joined(self.asked.scorer_id, n))
+                yield self.grading.beside(run)
 
     def _log(self, tally: Tally) -> Tally:
         return self.pipeline.log(tally, self.asked)

@@ -23,6 +23,7 @@ from autointerp.config import Settings
 from autointerp.draws import OWN_TOKENS
 from autointerp.errors import StoreError
 from autointerp.grades import METRICS
+from autointerp.people import Votes, votes
 from autointerp.population import Population, population
 from autointerp.rows import Run, Score, Verdict
 from autointerp.store import Store
@@ -64,6 +65,9 @@ class Label:
     quotes: bool  # the label holds one of the feature's heaviest tokens word for word
     reason: str | None
     explanation_id: str | None
+    author: str | None = None  # of a label from outside: whoever says so, "" for nobody; None: an explainer made it
+    up: int = 0  # votes for the label
+    down: int = 0  # votes against it
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,7 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str, judged: 
         if e.status != "ok"
     }  # fmt: skip
     pieces, _ = store.tokens(run.collection_id)
+    voted = votes(store, dictionary)
     labels = []
     for feature in run.features or []:
         explanation = chosen.get(feature)
@@ -157,7 +162,8 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str, judged: 
             r_rank=value("r_rank"), r_rank_lo=rank.lo if rank else None, r_rank_hi=rank.hi if rank else None,
             r_tok=value("r_tok"), lift=value("lift"), null=value("null"), n_passages=rank.n if rank else 0,
             quotes=_quotes(explanation.label if explanation else None, own),
-            reason=reason, explanation_id=key,
+            reason=reason, explanation_id=key, author=explanation.author if explanation else None,
+            **voted.get((feature, (explanation.label if explanation else None) or ""), Votes())._asdict(),
         ))  # fmt: skip
     return labels
 

@@ -36,7 +36,7 @@ class Run(Row):
     settings: Annotated[str, "all settings as JSON, defaults filled in"]
     code_version: Annotated[str, "version of autointerp"]
     collection_id: Annotated[str, "the collection that these settings ask for"]
-    explainer_ids: Annotated[list[str], "explainers that these settings ask for"]
+    explainer_ids: Annotated[list[str], "explainers that these settings ask for, and people whose labels joined them"]
     simulator_id: Annotated[str, "simulator that these settings ask for"]
     scorer_id: Annotated[str, "scoring design that these settings ask for"]
     features: Annotated[list[int] | None, "selected features; NULL until the collection exists"]
@@ -59,7 +59,7 @@ class Stage(Row):
 
     table: ClassVar[str] = "stage"
     run_id: Annotated[str, "the run that was asked for"]
-    stage: Annotated[str, "collect, explain, simulate, score, judge, report, export"]
+    stage: Annotated[str, "collect, import, explain, simulate, score, judge, report, export"]
     seconds: Annotated[float, "wall-clock time"]
     tokens: Annotated[int, "tokens that the stage processed: subject tokens, or passage tokens predicted"]
     ok: Annotated[int, "units of work that ended well"]
@@ -225,7 +225,9 @@ class Explanation(Row):
     collection_id: Annotated[str, "collection whose excerpts were shown"]
     feature: Annotated[int, "index of the feature"]
     explainer_id: Annotated[str, "hash of method, prompt, model and parameters"]
-    method: Annotated[str, "as in explainer.methods: mined, marks, marks:my-prompt ...; or revise-1, revise-2 ..."]
+    method: Annotated[
+        str, "as in explainer.methods: mined, marks, marks:my-prompt ...; revise-1 ...; of people human, imported:..."
+    ]
     model: Annotated[str | None, "model asked; NULL where none was"]
     draw: Annotated[int, "0 is the first candidate of this explainer for this feature"]
     status: Annotated[Status, "ok, or why there is no label"]
@@ -234,6 +236,25 @@ class Explanation(Row):
     call_id: Annotated[str | None, "the request and reply behind it; NULL where no model was asked"]
     rules: Annotated[str | None, "the structured form as JSON, as in rules.py; NULL where there is none"] = None
     excerpts: Annotated[int | None, "passages shown to a model; fewer where its context is short"] = None
+    author: Annotated[str | None, "of a label from outside: whoever says so; NULL: an explainer made it"] = None
+    made_at: Annotated[datetime | None, "of such a label: when it was made (UTC); NULL where nobody said"] = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelEdit(Row):
+    """What somebody said of a feature's label: a label from outside, or a vote. Never changed by what is made of it."""
+
+    table: ClassVar[str] = "label_edit"
+    edit_id: Annotated[str, "hash of all that was said; what is said again is not said twice"]
+    feature_id: Annotated[str, "dictionary/index"]
+    kind: Annotated[Literal["label", "up", "down"], "label: a label of theirs; up, down: a vote on one that is there"]
+    label: Annotated[str, "the label's text"]
+    method: Annotated[str, "human, or imported:... where another tool made the label"]
+    model: Annotated[str | None, "model that the other tool asked; NULL where none is known"]
+    author: Annotated[str, "whoever they say they are; may be empty"]
+    made_at: Annotated[datetime | None, "when it was said (UTC); NULL where nobody said"]
+    source: Annotated[str, "name of the file that it came in"]
+    reason: Annotated[str | None, "why it cannot be graded: empty, too_long, unknown_feature ...; NULL where it can"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +263,9 @@ class Draw(Row):
 
     table: ClassVar[str] = "draw"
     explanation_id: Annotated[str, "the label under test"]
-    scorer_id: Annotated[str, "scoring design (its seed, its sizes, and the simulator that claims hard negatives)"]
+    scorer_id: Annotated[
+        str, "scoring design (its seed, its sizes, and the simulator that claims hard negatives); +n: joined by n"
+    ]
     split: Annotated[Split, "split the passage is from"]
     passage_id: Annotated[int, "the passage"]
     stratum: Annotated[Stratum, "A fires; B silent hard negative; C other silent"]
@@ -374,5 +397,5 @@ class Call(Row):
 
 TABLES: tuple[type[Row], ...] = (
     Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel, Neighbour, Lens,
-    Explanation, Draw, Simulation, Judgement, Score, Verdict, Certified, Call,
+    Explanation, LabelEdit, Draw, Simulation, Judgement, Score, Verdict, Certified, Call,
 )  # fmt: skip

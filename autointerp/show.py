@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autointerp.evidence import Texts
+from autointerp.people import Votes, votes
 from autointerp.population import feature_index
 from autointerp.report import Label, Reading, number
 from autointerp.rows import Explanation, Lens, Score, Split
@@ -64,6 +65,9 @@ class Candidate:
     r_rank_hi: float | None
     n_passages: int
     score_reason: str | None  # why there is no r_rank on score; only the chosen is graded when simulators are paid
+    author: str | None = None  # of a label from outside: whoever says so; None: an explainer made it
+    up: int = 0  # votes for it
+    down: int = 0  # votes against it
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,10 @@ class Library:
         return found
 
     @cached_property
+    def _votes(self) -> dict[tuple[int, str], Votes]:
+        return votes(self.store, self.reading.collection["dictionary"])
+
+    @cached_property
     def _ranks(self) -> dict[tuple[str, str], Score]:
         """(explanation, split) -> its r_rank."""
         splits: tuple[Split, ...] = ("select", "score")
@@ -157,7 +165,8 @@ class Library:
                 e.explanation_id, e.method, e.model, label is not None and label.explanation_id == e.explanation_id,
                 e.label, e.status, e.reason, select.value if select else None, score.value if score else None,
                 score.lo if score else None, score.hi if score else None, score.n if score else 0,
-                score.reason if score else "not_scored" if e.status == "ok" else None,
+                score.reason if score else "not_scored" if e.status == "ok" else None, e.author,
+                *self._votes.get((feature, e.label or ""), Votes()),
             ))  # fmt: skip
         return sorted(found, key=lambda c: (not c.chosen, -(c.select_r_rank if c.select_r_rank is not None else -2)))
 
@@ -324,6 +333,7 @@ def _rivals(candidates: list[Candidate]) -> Table:
     table.add_column("candidate", ratio=1, overflow="fold")
     for c in candidates:
         text = visible(c.label) if c.label is not None else f"({c.status}: {visible(c.reason or '')})"
+        text += f"  ({c.up} for, {c.down} against)" if c.up or c.down else ""
         table.add_row(
             "→" if c.chosen else "", Text(c.method, style="dim"), number(c.select_r_rank), number(c.r_rank),
             Text(text, style="" if c.label is not None else "dim"),

@@ -42,20 +42,32 @@ _DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
 
 PACKED_ROWS = 4096  # passages packed at a time
 
+# On select the candidates of a feature are compared under one design. Labels of people join them later: a design with
+# `+n` after its id compares a feature's candidates with the first n of them (keys.joined), and the last to be scored
+# counts. NULL where nothing is scored.
+_DESIGNS = """
+    SELECT feature, max_by(scorer_id, coalesce(try_cast(split_part(scorer_id, '+', 2) AS INTEGER), 0)) AS scorer_id
+    FROM score
+    WHERE collection_id = $collection AND split = 'select' AND metric = 'r_rank' AND simulator_id = $simulator
+      AND split_part(scorer_id, '+', 1) = $scorer
+    GROUP BY feature
+"""
+
 # What readers join first: for each feature the candidate that did best on select, by a judge's detection where one
-# chooses, then by r_rank, ties by id.
-_CHOSEN = """
+# chooses, then by r_rank. Of equals an explainer's comes before one of people: it was there first; then by id.
+_CHOSEN = f"""
     SELECT e.*, s.value AS select_score, s.reason AS select_reason
-    FROM explanation e LEFT JOIN score s
+    FROM explanation e LEFT JOIN ({_DESIGNS}) c USING (feature) LEFT JOIN score s
       ON s.explanation_id = e.explanation_id AND s.split = 'select' AND s.metric = 'r_rank'
-     AND s.simulator_id = $simulator AND s.scorer_id = $scorer
+     AND s.simulator_id = $simulator AND s.scorer_id = c.scorer_id
     LEFT JOIN score d
       ON d.explanation_id = e.explanation_id AND d.split = 'select' AND d.metric = 'detection_f1'
-     AND d.simulator_id = $detector AND d.scorer_id = $scorer
+     AND d.simulator_id = $detector AND d.scorer_id = c.scorer_id
     WHERE e.collection_id = $collection AND e.status = 'ok' AND list_contains($explainers, e.explainer_id)
       AND list_contains($features, e.feature)
     QUALIFY row_number() OVER (
-        PARTITION BY e.feature ORDER BY d.value DESC NULLS LAST, s.value DESC NULLS LAST, e.explanation_id
+        PARTITION BY e.feature
+        ORDER BY d.value DESC NULLS LAST, s.value DESC NULLS LAST, e.author IS NOT NULL, e.explanation_id
     ) = 1
 """
 
@@ -539,11 +551,8 @@ class Store:
         """For each selected feature, the candidate of the run that did best on select, by feature."""
         found = self._rows(
             f"SELECT * EXCLUDE (select_score, select_reason) FROM ({_CHOSEN}) ORDER BY feature",
-            {
-                "simulator": run.grader("select"), "scorer": run.scorer_id, "collection": run.collection_id,
-                "explainers": run.explainer_ids, "features": run.features or [], "detector": run.detector_id,
-            },
-        )  # fmt: skip
+            _asked(run) | {"explainers": run.explainer_ids, "detector": run.detector_id},
+        )
         return [Explanation(**row) for row in found]
 
     def drawn(self, explanation_ids: Sequence[str], scorer_id: str, split: Split) -> dict[str, list[Draw]]:
@@ -595,20 +604,23 @@ class Store:
     def scores(self, run: Run, split: Split) -> list[Score]:
         """Every score of the run's explainers, simulator and design on one split, by feature and metric."""
         found = self._rows(
-            "SELECT s.* FROM score s JOIN explanation e USING (explanation_id) "
-            "WHERE s.collection_id = ? AND s.split = ? AND s.simulator_id = ? AND s.scorer_id = ? "
-            "AND list_contains(?, e.explainer_id) AND list_contains(?, s.feature) "
+            f"SELECT s.* FROM score s JOIN explanation e USING (explanation_id) LEFT JOIN ({_DESIGNS}) c "
+            "ON c.feature = s.feature WHERE s.collection_id = $collection AND s.split = $split "
+            "AND s.simulator_id = $grader AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer) "
+            "AND list_contains($explainers, e.explainer_id) AND list_contains($features, s.feature) "
             "ORDER BY s.feature, s.explanation_id, s.metric",
-            [run.collection_id, split, run.grader(split), run.scorer_id, run.explainer_ids, run.features or []],
+            _asked(run) | {"split": split, "grader": run.grader(split), "explainers": run.explainer_ids},
         )
         return [Score(**row) for row in found]
 
     def judged(self, run: Run, split: Split) -> list[Score]:
         """Every score of the run's judges on its design, on one split, by feature and metric."""
         found = self._rows(
-            "SELECT * FROM score WHERE collection_id = ? AND split = ? AND list_contains(?, simulator_id) "
-            "AND scorer_id = ? AND list_contains(?, feature) ORDER BY feature, explanation_id, metric",
-            [run.collection_id, split, run.judge_ids or [], run.scorer_id, run.features or []],
+            f"SELECT s.* FROM score s LEFT JOIN ({_DESIGNS}) c ON c.feature = s.feature "
+            "WHERE s.collection_id = $collection AND s.split = $split AND list_contains($judges, s.simulator_id) "
+            "AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer) AND list_contains($features, s.feature) "
+            "ORDER BY s.feature, s.explanation_id, s.metric",
+            _asked(run) | {"split": split, "judges": run.judge_ids or []},
         )
         return [Score(**row) for row in found]
 
@@ -780,6 +792,14 @@ def _offsets(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return (
         np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64) if lengths else np.zeros(1, np.int64)
     )
+
+
+def _asked(run: Run) -> dict[str, Any]:
+    """What a run asks for, as parameters of a query; `simulator` is the one that grades on select."""
+    return {
+        "collection": run.collection_id, "simulator": run.grader("select"), "scorer": run.scorer_id,
+        "features": run.features or [],
+    }  # fmt: skip
 
 
 def _quoted(text: str) -> str:

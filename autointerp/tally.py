@@ -40,6 +40,15 @@ class Tally:
         """False when there was nothing pending."""
         return bool(self.ok or self.failed)
 
+    def add(self, other: "Tally") -> None:
+        """Count another part of the same stage in."""
+        self.ok += other.ok
+        self.failed += other.failed
+        self.tokens += other.tokens
+        self.seconds += other.seconds
+        self.note = "; ".join(filter(None, (self.note, other.note)))
+        self.stopped = self.stopped or other.stopped
+
     def line(self) -> str:
         """One line for the terminal."""
         if not self.worked:

@@ -48,6 +48,9 @@ FROZEN = {
     "kind": "string not null",
     "method": "string",
     "model": "string",
+    "author": "string",
+    "up": "int32 not null",
+    "down": "int32 not null",
     "reason": "string",
     "subject": "string not null",
     "hookpoint": "string not null",
@@ -232,4 +235,4 @@ def test_control_characters_of_a_text_never_reach_the_terminal(capsys: pytest.Ca
 def test_every_column_of_the_schema_is_filled_from_the_reading(reading: Reading) -> None:
     table = pa.Table.from_pylist(export.records(reading), schema=export.SCHEMA)
     empty = [name for name in table.column_names if table[name].null_count == len(table)]
-    assert empty == ["model"], "only the mined explainer ran"
+    assert empty == ["model", "author"], "only the mined explainer ran"
