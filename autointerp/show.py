@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autointerp import store_report
 from autointerp.evidence import Texts
 from autointerp.population import feature_index
 from autointerp.report import Label, Reading, number
-from autointerp.rows import Explanation, Lens, Score, Split
+from autointerp.rows import Lens
 from autointerp.store import Sparse, Store
 from autointerp.store_lens import lenses
 from autointerp.text import printable
@@ -99,27 +100,6 @@ class Library:
     def _counters(self) -> dict[str, NDArray[Any]]:
         return self.store.features(self.collection_id)
 
-    @cached_property
-    def _sources(self) -> dict[str, str]:
-        return self.store.document_sources(self.collection_id)
-
-    @cached_property
-    def _explanations(self) -> dict[int, list[Explanation]]:
-        run = self.reading.run
-        found: dict[int, list[Explanation]] = {}
-        for row in self.store.explanations(self.collection_id, run.explainer_ids, run.features or []):
-            found.setdefault(row.feature, []).append(row)
-        return found
-
-    @cached_property
-    def _ranks(self) -> dict[tuple[str, str], Score]:
-        """(explanation, split) -> its r_rank."""
-        splits: tuple[Split, ...] = ("select", "score")
-        return {
-            (score.explanation_id, split): score
-            for split in splits for score in self.store.scores(self.reading.run, split) if score.metric == "r_rank"
-        }  # fmt: skip
-
     def look_up(self, feature: str, contexts: int) -> Found:
         """The feature with at most so many contexts of each kind. Raises FeatureError for an unknown id."""
         row = self.reading.collection
@@ -150,9 +130,10 @@ class Library:
         return result
 
     def _candidates(self, feature: int, label: Label | None) -> list[Candidate]:
-        found = []
-        for e in self._explanations.get(feature, []):
-            select, score = (self._ranks.get((e.explanation_id, split)) for split in ("select", "score"))
+        found, run = [], self.reading.run
+        ranks = store_report.ranks_of(self.store, run, feature)
+        for e in self.store.explanations(self.collection_id, run.explainer_ids, [feature]):
+            select, score = ranks.get((e.explanation_id, "select")), ranks.get((e.explanation_id, "score"))
             found.append(Candidate(
                 e.explanation_id, e.method, e.model, label is not None and label.explanation_id == e.explanation_id,
                 e.label, e.status, e.reason, select.value if select else None, score.value if score else None,
@@ -185,19 +166,27 @@ class Library:
             ids = [p for p, (s, cell) in predicted.cells.items() if s == stratum and cell != "rival"]
             # The negatives that the label claims most are the ones to learn from.
             chosen[stratum] = sorted(ids, key=lambda p: (-predicted.peak(p), p))[:limit]
-        self.texts.fetch(np.array([p for ids in chosen.values() for p in ids], dtype=np.int64))
+        wanted = [p for ids in chosen.values() for p in ids]
+        self.texts.fetch(np.array(wanted, dtype=np.int64))
+        documents = {p: self.texts.row(p).document_id for p in wanted}
+        sources = store_report.sources(self.store, self.collection_id, list(documents.values()))
         true = {"evidence": sample, "top": top, "sample": sample}
-        return {
-            kind: [self._context(kind, passage, true.get(kind, {}).get(passage), predicted) for passage in ids]
+        found = {
+            kind: [self._context(kind, passage, true.get(kind, {}).get(passage), predicted,
+                                 sources.get(documents[passage], "")) for passage in ids]
             for kind, ids in chosen.items()
-        }
+        }  # fmt: skip
+        self.texts.forget(wanted)  # a page that is open for days would end up with every passage in memory
+        return found
 
-    def _context(self, kind: str, passage: int, true: "_Spikes | None", predicted: "_Predictions") -> Context:
+    def _context(
+        self, kind: str, passage: int, true: "_Spikes | None", predicted: "_Predictions", source: str
+    ) -> Context:
         row, strings = self.texts.row(passage), self.texts.strings(passage)
         guess = predicted.by_passage.get(passage)
         return Context(
             kind=kind, cell=predicted.cells[passage][1] if passage in predicted.cells else None, passage_id=passage,
-            document_id=row.document_id, source=self._sources.get(row.document_id, ""), start=row.start,
+            document_id=row.document_id, source=source, start=row.start,
             strings=strings, activations=_dense(true, len(strings)),
             predicted=_dense(guess, len(strings)) if guess is not None else None,
             reason=predicted.failed.get(passage), masked=list(row.masked),

@@ -44,7 +44,7 @@ PACKED_ROWS = 4096  # passages packed at a time
 
 # What readers join first: for each feature the candidate that did best on select, by a judge's detection where one
 # chooses, then by r_rank, ties by id.
-_CHOSEN = """
+CHOSEN = """
     SELECT e.*, s.value AS select_score, s.reason AS select_reason
     FROM explanation e LEFT JOIN score s
       ON s.explanation_id = e.explanation_id AND s.split = 'select' AND s.metric = 'r_rank'
@@ -53,7 +53,7 @@ _CHOSEN = """
       ON d.explanation_id = e.explanation_id AND d.split = 'select' AND d.metric = 'detection_f1'
      AND d.simulator_id = $detector AND d.scorer_id = $scorer
     WHERE e.collection_id = $collection AND e.status = 'ok' AND list_contains($explainers, e.explainer_id)
-      AND list_contains($features, e.feature)
+      AND e.feature IN (SELECT unnest($features))
     QUALIFY row_number() OVER (
         PARTITION BY e.feature ORDER BY d.value DESC NULLS LAST, s.value DESC NULLS LAST, e.explanation_id
     ) = 1
@@ -522,7 +522,7 @@ class Store:
         """Every candidate of these explainers for these features, failures included, by feature and id."""
         found = self._rows(
             "SELECT * FROM explanation WHERE collection_id = ? AND list_contains(?, explainer_id) "
-            "AND list_contains(?, feature) ORDER BY feature, explainer_id, draw",
+            "AND feature IN (SELECT unnest(?)) ORDER BY feature, explainer_id, draw",
             [collection_id, list(explainer_ids), list(features)],
         )
         return [Explanation(**row) for row in found]
@@ -538,18 +538,14 @@ class Store:
     def chosen(self, run: Run) -> list[Explanation]:
         """For each selected feature, the candidate of the run that did best on select, by feature."""
         found = self._rows(
-            f"SELECT * EXCLUDE (select_score, select_reason) FROM ({_CHOSEN}) ORDER BY feature",
-            {
-                "simulator": run.grader("select"), "scorer": run.scorer_id, "collection": run.collection_id,
-                "explainers": run.explainer_ids, "features": run.features or [], "detector": run.detector_id,
-            },
-        )  # fmt: skip
+            f"SELECT * EXCLUDE (select_score, select_reason) FROM ({CHOSEN}) ORDER BY feature", chosen_parameters(run)
+        )
         return [Explanation(**row) for row in found]
 
     def drawn(self, explanation_ids: Sequence[str], scorer_id: str, split: Split) -> dict[str, list[Draw]]:
         """The scoring sets already drawn, by explanation."""
         found = self._rows(
-            "SELECT * FROM draw WHERE list_contains(?, explanation_id) AND scorer_id = ? AND split = ? "
+            "SELECT * FROM draw WHERE explanation_id IN (SELECT unnest(?)) AND scorer_id = ? AND split = ? "
             "ORDER BY explanation_id, stratum, kind, passage_id",
             [list(explanation_ids), scorer_id, split],
         )
@@ -561,7 +557,7 @@ class Store:
     def simulated(self, explanation_ids: Sequence[str], simulator_id: str, split: Split) -> dict[str, set[int]]:
         """Passages that already have a simulation row, by explanation."""
         rows = self.db.execute(
-            "SELECT explanation_id, list(passage_id) FROM simulation WHERE list_contains(?, explanation_id) "
+            "SELECT explanation_id, list(passage_id) FROM simulation WHERE explanation_id IN (SELECT unnest(?)) "
             "AND simulator_id = ? AND split = ? GROUP BY explanation_id",
             [list(explanation_ids), simulator_id, split],
         )
@@ -589,7 +585,7 @@ class Store:
 
     def scored(self, score_ids: Sequence[str]) -> set[str]:
         """Which of these scores exist."""
-        rows = self.db.execute("SELECT score_id FROM score WHERE list_contains(?, score_id)", [list(score_ids)])
+        rows = self.db.execute("SELECT score_id FROM score WHERE score_id IN (SELECT unnest(?))", [list(score_ids)])
         return {score for (score,) in rows.fetchall()}
 
     def scores(self, run: Run, split: Split) -> list[Score]:
@@ -597,7 +593,7 @@ class Store:
         found = self._rows(
             "SELECT s.* FROM score s JOIN explanation e USING (explanation_id) "
             "WHERE s.collection_id = ? AND s.split = ? AND s.simulator_id = ? AND s.scorer_id = ? "
-            "AND list_contains(?, e.explainer_id) AND list_contains(?, s.feature) "
+            "AND list_contains(?, e.explainer_id) AND s.feature IN (SELECT unnest(?)) "
             "ORDER BY s.feature, s.explanation_id, s.metric",
             [run.collection_id, split, run.grader(split), run.scorer_id, run.explainer_ids, run.features or []],
         )
@@ -607,14 +603,14 @@ class Store:
         """Every score of the run's judges on its design, on one split, by feature and metric."""
         found = self._rows(
             "SELECT * FROM score WHERE collection_id = ? AND split = ? AND list_contains(?, simulator_id) "
-            "AND scorer_id = ? AND list_contains(?, feature) ORDER BY feature, explanation_id, metric",
+            "AND scorer_id = ? AND feature IN (SELECT unnest(?)) ORDER BY feature, explanation_id, metric",
             [run.collection_id, split, run.judge_ids or [], run.scorer_id, run.features or []],
         )
         return [Score(**row) for row in found]
 
     def concluded(self, verdict_ids: Sequence[str]) -> set[str]:
         """Which of these verdicts exist."""
-        rows = self.db.execute("SELECT verdict_id FROM verdict WHERE list_contains(?, verdict_id)", [list(verdict_ids)])
+        rows = self.db.execute("SELECT verdict_id FROM verdict WHERE verdict_id IN (SELECT unnest(?))", [list(verdict_ids)])
         return {verdict for (verdict,) in rows.fetchall()}
 
     def verdicts(self, run: Run, thresholds_id: str) -> dict[str, Verdict]:
@@ -696,6 +692,14 @@ class Store:
 
     def _arrow(self, sql: str, parameters: Any = None) -> pa.Table:
         return self.db.sql(sql, params=parameters).to_arrow_table()
+
+
+def chosen_parameters(run: Run) -> dict[str, Any]:
+    """What the query CHOSEN asks for."""
+    return {
+        "simulator": run.grader("select"), "scorer": run.scorer_id, "collection": run.collection_id,
+        "explainers": run.explainer_ids, "features": run.features or [], "detector": run.detector_id,
+    }  # fmt: skip
 
 
 def snapshot_path(path: Path) -> Path:
