@@ -4,10 +4,13 @@ What readers touch is there and as long as in a real run: counters, kept excerpt
 alike, as in a corpus much larger than what is kept), three candidate labels a feature from three explainers, two of
 which asked different providers; a scoring set with predictions of the chosen label, scores, verdicts with their
 evidence, neighbours. Numbers are drawn, texts are words of a made-up vocabulary by Zipf's law.
+
+`python -m tests.bench.large_run FOLDER FEATURES` writes one.
 """
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -77,16 +80,16 @@ def write(path: Path, features: int, seed: int = 0, say: Any = None) -> None:
     random = np.random.default_rng(seed)
     with Store.create(path) as store:
         _write_head(store, features, path.parent, random)
-        vocabulary = _vocabulary()
+        words = vocabulary()
         tokens = Token, {
             "collection_id": [COLLECTION] * VOCABULARY, "token_id": np.arange(VOCABULARY),
-            "piece": [f" {word}".encode() for word in vocabulary], "n_explain": _zipf_counts(),
+            "piece": [f" {word}".encode() for word in words], "n_explain": _zipf_counts(),
         }  # fmt: skip
         store.add_columns(*tokens)
         for first in range(0, features, BLOCK):
             block = Block(first, min(BLOCK, features - first), random)
             with store.transaction():
-                for table, columns in _rows(block, features, vocabulary):
+                for table, columns in _rows(block, features, words):
                     store.add_columns(table, columns)
             if say is not None:
                 say(first + block.n)
@@ -96,11 +99,10 @@ def write(path: Path, features: int, seed: int = 0, say: Any = None) -> None:
 def _write_head(store: Store, features: int, folder: Path, random: np.random.Generator) -> None:
     """The run, its collection, and what its stages took."""
     settings = config.load(None, [f"run.results={folder.parent}", f"run.name={folder.name}", "features.select=all"])
-    n_passages = features * (TOP + SAMPLE)
     store.add([Collection(
         COLLECTION, settings.subject.model, "model.layers.15", DICTIONARY, "topk", features, "made up", "{}", 128,
-        PASSAGE_TOKENS, [n_passages * 400, n_passages * 200, n_passages * 400], [n_passages * 10] * 3,
-        [n_passages // 2] * 3, [1, 1, 1], 0, COLLECTION, None,
+        PASSAGE_TOKENS, [400_000_000, 200_000_000, 400_000_000], [6_250_000, 3_125_000, 6_250_000],
+        [400_000, 200_000, 400_000], [1, 1, 1], 0, COLLECTION, None,
     )])  # fmt: skip
     store.add([Run(
         "%016x" % 4, folder.name, settings.model_dump_json(), __version__, COLLECTION, [e[0] for e in EXPLAINERS],
@@ -112,14 +114,13 @@ def _write_head(store: Store, features: int, folder: Path, random: np.random.Gen
         store.add([Panel(COLLECTION, split, n, [0, 1], [3, 4], [1.0, 2.0])])  # type: ignore[arg-type]
 
 
-def _rows(block: Block, features: int, vocabulary: list[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
+def _rows(block: Block, features: int, words: list[str]) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Every table's rows of a block of features, by column."""
     yield _counters(block)
     yield from _passages(block)
     yield _excerpts(block)
-    labels = _labels(block, vocabulary)
-    yield from labels
-    (chosen, silent) = _chosen(block)
+    yield from _labels(block, words)
+    chosen, silent = _chosen(block)
     yield _draws(block, features, chosen)
     yield _simulations(block, features, chosen)
     scores, of_chosen = _scores(block, chosen, silent)
@@ -208,14 +209,14 @@ def _chosen(block: Block) -> tuple[list[str], NDArray[np.bool_]]:
     return [_key(f, e) for f, e in zip(block.features.tolist(), best.tolist())], block.features % UNPARSED == UNPARSED - 1
 
 
-def _labels(block: Block, vocabulary: list[str]) -> list[tuple[Any, dict[str, Any]]]:
+def _labels(block: Block, words: list[str]) -> list[tuple[Any, dict[str, Any]]]:
     rows: dict[str, list[Any]] = {name: [] for name in Explanation.comments()}
     calls: dict[str, list[Any]] = {name: [] for name in Call.comments()}
     picks = block.random.integers(0, VOCABULARY, (block.n, len(EXPLAINERS), 6))
-    for feature, words in zip(block.features.tolist(), picks.tolist()):
+    for feature, picked in zip(block.features.tolist(), picks.tolist()):
         fails = feature % UNPARSED == UNPARSED - 1
         for place, (explainer, method, provider, model) in enumerate(EXPLAINERS):
-            label = None if fails else ", ".join(vocabulary[word] for word in words[place])
+            label = None if fails else ", ".join(words[i] for i in picked[place])
             key = _key(feature, place)
             values = (
                 key, COLLECTION, feature, explainer, method, model, 0, "unparsed" if fails else "ok", label,
@@ -224,7 +225,7 @@ def _labels(block: Block, vocabulary: list[str]) -> list[tuple[Any, dict[str, An
             for column, value in zip(rows.values(), values, strict=True):
                 column.append(value)
             if provider and model:
-                request = json.dumps([{"role": "user", "content": f"Label feature {feature}: " + " ".join(words_of(words, vocabulary))}])
+                request = json.dumps([{"role": "user", "content": f"Label feature {feature}: " + " ".join(words[i] for row in picked for i in row)}])
                 call = (
                     key, provider, None, model, model, f"explain {method} {COLLECTION}/{feature}", 0, request,
                     json.dumps({"labels": [label]}), "ok", None, None, 1400, 0, 50, 0.0003, 900.0, 1,
@@ -235,15 +236,11 @@ def _labels(block: Block, vocabulary: list[str]) -> list[tuple[Any, dict[str, An
     return [(Explanation, rows), (Call, calls)]
 
 
-def words_of(picks: list[list[int]], vocabulary: list[str]) -> list[str]:
-    return [vocabulary[i] for row in picks for i in row]
-
-
 def _draws(block: Block, features: int, chosen: list[str]) -> tuple[Any, dict[str, Any]]:
     n = FIRING + CLAIMED + SILENT
     return Draw, {
         "explanation_id": _repeated(chosen, n), "scorer_id": [SCORER] * (n * block.n), "split": ["score"] * (n * block.n),
-        "passage_id": _scoring_set(block, features), "stratum": ["A"] * 0 + (["A"] * FIRING + ["B"] * CLAIMED + ["C"] * SILENT) * block.n,
+        "passage_id": _scoring_set(block, features), "stratum": (["A"] * FIRING + ["B"] * CLAIMED + ["C"] * SILENT) * block.n,
         "kind": (["fires"] * FIRING + ["claimed"] * CLAIMED + ["silent"] * SILENT) * block.n,
         "population": np.full(n * block.n, 187.0), "weight": np.full(n * block.n, 4.7),
         "panel": pa.nulls(n * block.n, pa.int32()),
@@ -274,12 +271,8 @@ def _repeated(keys: list[str], times: int) -> list[str]:
 def _scores(block: Block, chosen: list[str], silent: NDArray[np.bool_]) -> tuple[tuple[Any, dict[str, Any]], F64]:
     """r_rank of every candidate on both splits, every other metric of the chosen; and the chosen ones' r_rank."""
     rank = block.random.beta(2.5, 2.5, block.n)
-    keys: list[str] = []
-    feature: list[int] = []
-    split: list[str] = []
-    metric: list[str] = []
-    value: list[float] = []
-    noise = block.random.normal(0, 0.05, (block.n, len(METRICS)))
+    rows: list[tuple[str, int, str, str, float]] = []
+    noise = block.random.normal(0, 0.05, (block.n, len(METRICS) - 1))
     for i, f in enumerate(block.features.tolist()):
         if silent[i]:
             continue
@@ -287,10 +280,11 @@ def _scores(block: Block, chosen: list[str], silent: NDArray[np.bool_]) -> tuple
             key, wins = _key(f, place), f % len(EXPLAINERS) == place
             grade = float(rank[i]) - (0.0 if wins else 0.2)
             for part in ("select", "score"):
-                keys.append(key), feature.append(f), split.append(part), metric.append("r_rank"), value.append(grade)
-        for place, name in enumerate(METRICS[1:], 1):
-            keys.append(chosen[i]), feature.append(f), split.append("score"), metric.append(name)
-            value.append(float(noise[i, place] if name in ("null", "lift") else min(abs(rank[i] + noise[i, place]), 1.0)))
+                rows.append((key, f, part, "r_rank", grade))
+        for place, name in enumerate(METRICS[1:]):
+            near = float(noise[i, place]) + (0.0 if name in ("null", "lift") else float(rank[i]))
+            rows.append((chosen[i], f, "score", name, min(near, 1.0)))
+    keys, feature, split, metric, value = (list(column) for column in zip(*rows))
     n, found = len(keys), np.array(value)
     columns = {
         "score_id": [hashlib.md5(f"{k} {s} {m}".encode()).hexdigest()[:16] for k, s, m in zip(keys, split, metric)],
@@ -319,7 +313,7 @@ def _verdicts(block: Block, chosen: list[str], silent: NDArray[np.bool_], rank: 
     return Verdict, rows
 
 
-def _vocabulary() -> list[str]:
+def vocabulary() -> list[str]:
     """Different words of three to five syllables."""
     n = len(SOUNDS)
     return [SOUNDS[i % n] + SOUNDS[i // n % n] + SOUNDS[i // n**2 % n] + "nrst"[i % 4] for i in range(VOCABULARY)]
@@ -331,3 +325,7 @@ _EDGES /= _EDGES[-1]
 
 def _zipf_counts() -> I64:
     return np.maximum(np.diff(_EDGES, prepend=0.0) * 4e8, 1).astype(np.int64)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) / "run.duckdb", int(sys.argv[2]))
