@@ -610,7 +610,9 @@ class Store:
 
     def concluded(self, verdict_ids: Sequence[str]) -> set[str]:
         """Which of these verdicts exist."""
-        rows = self.db.execute("SELECT verdict_id FROM verdict WHERE verdict_id IN (SELECT unnest(?))", [list(verdict_ids)])
+        rows = self.db.execute(
+            "SELECT verdict_id FROM verdict WHERE verdict_id IN (SELECT unnest(?))", [list(verdict_ids)]
+        )
         return {verdict for (verdict,) in rows.fetchall()}
 
     def verdicts(self, run: Run, thresholds_id: str) -> dict[str, Verdict]:

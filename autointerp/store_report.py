@@ -1,7 +1,7 @@
 """The SQL of the report: every label of a run with its grades in one pass, and what is asked of one feature.
 
-A run may have 100,000 features and twenty numbers for each, so nothing here is asked feature by feature or made a record
-per number: the database turns numbers into columns, one row a feature.
+A run may have 100,000 features and twenty numbers for each, so nothing here is asked feature by feature or made a
+record per number: the database turns numbers into columns, one row a feature.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int, only: Sequ
     only      these features instead of all that are selected
 
     explanation_id, label, method and model are NULL where there is no label, and `failed` may say why. Metrics are
-    columns of their names; `ranked` says whether there is a row of r_rank, `reason` why it has no value, `n` on how many
-    passages it was computed. `verdict` and `evidence` (JSON) are NULL where none was given.
+    columns of their names; `ranked` says whether there is a row of r_rank, `reason` why it has no value, `n` on how
+    many passages it was computed. `verdict` and `evidence` (JSON) are NULL where none was given.
     """
     value = [f"max(value) FILTER (metric = '{metric}') AS \"{metric}\"" for metric in METRICS]
     ends = [f'max({end}) FILTER (metric = \'{metric}\') AS "{metric}_{end}"'
@@ -73,9 +73,9 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int, only: Sequ
 def by_explainer(store: Store, run: Run, eligible: Sequence[int]) -> list[dict[str, Any]]:
     """Per method, provider and model: the sum of r_rank on score over the features that it labelled.
 
-    Each is represented, on every eligible feature, by its own candidate that did best on select; `labelled` counts those
-    features, `total` sums their grades, one without a grade counting 0. provider is NULL where nobody was asked; base_url
-    where the server is the provider's own. By method, provider, model.
+    Each is represented, on every eligible feature, by its own candidate that did best on select; `labelled` counts
+    those features, `total` sums their grades, one without a grade counting 0. provider is NULL where nobody was asked;
+    base_url where the server is the provider's own. By method, provider, model.
     """
     result = store.db.execute(
         f"""

@@ -1,6 +1,5 @@
 """What commands share: the application, its common options, and how a configuration, a run or a reading is opened."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,15 @@ import typer
 from autointerp import config as configuration
 from autointerp.config import Settings
 from autointerp.errors import UserError
+from autointerp.logs import say as say  # commands take it from here
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Label the features of a sparse autoencoder, and say how far each label can be trusted.\n\n"
     "    autointerp run                      every stage, with config.toml\n\n"
     "    autointerp show 17                  one feature: label, grades, contexts\n\n"
-    "    autointerp report --json            the figures",
+    "    autointerp report --json            the figures\n\n"
+    "    autointerp --log-format json run    one JSON object a line on stderr",
 )  # fmt: skip
 
 ConfigFile = Annotated[
@@ -61,10 +62,6 @@ def with_engine(overrides: list[str] | None, engine: str | None, address: str | 
 
 def load(config: Path | None, overrides: list[str] | None) -> Settings:
     return configuration.load(config, overrides or [])
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
 
 
 @contextmanager

@@ -49,11 +49,11 @@ TOP, SAMPLE = 20, 40  # excerpts of a feature: the strongest of explain, a sampl
 FIRING, CLAIMED, SILENT = 30, 15, 15  # passages of a scoring set: A from the sample; B and C of other features
 NEIGHBOURS = 8
 DICTIONARY = "made-up"
-COLLECTION, SIMULATOR, SCORER = ("%016x" % n for n in (1, 2, 3))
+COLLECTION, SIMULATOR, SCORER, RUN = (f"{n:016x}" for n in (1, 2, 3, 4))
 EXPLAINERS = (  # id, method, provider, model
-    ("e%015x" % 1, "mined", None, None),
-    ("e%015x" % 2, "marks", "openai", "gpt-5.4-nano"),
-    ("e%015x" % 3, "contrastive", "anthropic", "claude-haiku-5-5"),
+    ("e000000000000001", "mined", None, None),
+    ("e000000000000002", "marks", "openai", "gpt-5.4-nano"),
+    ("e000000000000003", "contrastive", "anthropic", "claude-haiku-5-5"),
 )
 UNPARSED = 50  # of one feature in so many, no candidate is a label
 SOUNDS = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
@@ -105,11 +105,11 @@ def _write_head(store: Store, features: int, folder: Path, random: np.random.Gen
         [400_000, 200_000, 400_000], [1, 1, 1], 0, COLLECTION, None,
     )])  # fmt: skip
     store.add([Run(
-        "%016x" % 4, folder.name, settings.model_dump_json(), __version__, COLLECTION, [e[0] for e in EXPLAINERS],
+        RUN, folder.name, settings.model_dump_json(), __version__, COLLECTION, [e[0] for e in EXPLAINERS],
         SIMULATOR, SCORER, list(range(features)), DICTIONARY, 0,
     )])  # fmt: skip
     for stage in ("collect", "explain", "simulate", "score"):
-        store.add([Stage("%016x" % 4, stage, 3600.0, 10**9, features, "{}", 4096.0)])
+        store.add([Stage(RUN, stage, 3600.0, 10**9, features, "{}", 4096.0)])
     for n, split in enumerate(("explain", "select", "score")):
         store.add([Panel(COLLECTION, split, n, [0, 1], [3, 4], [1.0, 2.0])])  # type: ignore[arg-type]
 
