@@ -1,7 +1,7 @@
 """What a command says on stderr while it works: a bar on a terminal, lines elsewhere, or one JSON object a line.
 
-The form is chosen once per process, by the command line. Results go to stdout, and are not affected. JSON lines have the
-keys `time` (ISO, UTC) and `event`, and by event:
+The form is chosen once per process, by the command line. Results go to stdout, and are not affected. JSON lines have
+the keys `time` (ISO, UTC) and `event`, and by event:
 
     start     stage, total, unit                         a stage begins; total is null where it is unknown
     progress  stage, done, total, unit, per_second, seconds_left, usd, newest     every EVERY_S seconds

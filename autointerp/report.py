@@ -21,13 +21,14 @@ from rich.text import Text
 from autointerp import metrics, store_report, verdicts
 from autointerp.config import Settings
 from autointerp.draws import OWN_TOKENS
-from autointerp.errors import StoreError
+from autointerp.errors import ConfigError, StoreError, nearest
 from autointerp.grades import METRICS
 from autointerp.population import Population, population
 from autointerp.rows import Run, Score
 from autointerp.store import Store
 from autointerp.text import printable, words
 
+FORMATS = ("html", "md")
 BOOTSTRAP = 2000  # draws behind the interval of a mean over features
 JUDGED = {  # kind of judge -> its metrics, by what they are called in print
     "detection": {"f1": "F1", "balanced_accuracy": "balanced accuracy", "tnr_b": "TNR_B", "tnr_c": "TNR_C"},
@@ -94,12 +95,12 @@ class Reading:
     alone: bool = True  # False where the configuration has other dictionaries, which have readings of their own
 
 
-def read(store: Store, dictionary: str | None = None) -> Reading:
-    """The latest run of a store: its first dictionary, or the one of this name.
+def read(store: Store, dictionary: str | None = None, only: Sequence[int] | None = None) -> Reading:
+    """The latest run of a store: its first dictionary, or the one of this name; with `only`, these features of it.
 
     Raises StoreError where nothing has been collected.
     """
-    return read_run(store, store.latest_run(dictionary))
+    return read_run(store, store.latest_run(dictionary), only)
 
 
 def read_run(store: Store, run: Run, only: Sequence[int] | None = None) -> Reading:
@@ -442,21 +443,29 @@ def _grade(value: float | None) -> Text:
     return Text(number(value), style="bold green" if value >= 0.5 else "yellow" if value >= 0.25 else "red")
 
 
-def write(reading: Reading, store: Store, folder: Path) -> Path:
-    """Write the page into the run's folder, by an atomic rename; returns its path.
+def check_format(format: str) -> None:
+    """Raises ConfigError for a form of the report that is not known."""
+    if format not in FORMATS:
+        raise ConfigError(f"unknown report format {format!r}{nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
 
-    It is called report.html, or report-DICTIONARY.html where there are several.
+
+def write(reading: Reading, store: Store, folder: Path, format: str = "html") -> Path:
+    """Write the page, or its summary as Markdown, into the run's folder, by an atomic rename; returns its path.
+
+    It is called report.html (or .md), or report-DICTIONARY.html where there are several. Raises ConfigError for a
+    format that is not known, StoreError where the file cannot be written.
     """
-    from autointerp.page import render
+    from autointerp import page, report_md
 
+    check_format(format)
     name = "report"
     if not reading.alone:
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", reading.run.dictionary)
         name += f"-{plain}" + (f"-{reading.run.place}" if plain != reading.run.dictionary else "")
-    path = folder / f"{name}.html"
+    path = folder / f"{name}.{format}"
     scratch = path.with_suffix(".writing")
     try:
-        scratch.write_text(render(reading, store), "utf-8")
+        scratch.write_text(page.render(reading, store) if format == "html" else report_md.render(reading), "utf-8")
         scratch.replace(path)
     except OSError as problem:
         scratch.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from autointerp import charts
 from autointerp.errors import ConfigError, FeatureError, UserError
 from autointerp.guard import App, guarded
-from autointerp.page import _figure, pieces
+from autointerp.page import figure, pieces
 from autointerp.report import fit_line, scorer_line
 from autointerp.rows import Call, Explanation
 from autointerp.shelf import Book, Shelf
@@ -62,7 +62,7 @@ class Site:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self.templates.filters |= {
-            "number": _figure, "visible": visible, "percent": _percent, "at": _at, "duration": _duration,
+            "number": figure, "visible": visible, "percent": _percent, "at": _at, "duration": _duration,
             "fit_line": fit_line, "scorer_line": scorer_line, "words": lambda text: text.replace("_", " "),
             "lines_visible": printable, "combine": lambda first, second: {**first, **second},
         }  # fmt: skip

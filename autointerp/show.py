@@ -28,6 +28,7 @@ KINDS = {
     "B": "hard negatives of the score split: silent, though the label may claim them (stratum B)",
     "C": "other silent passages of the score split (stratum C)",
 }
+UNKNOWN = "left out by collect.features: nothing is known of it"
 BEFORE, AFTER = 20, 12  # tokens shown around the peak in the terminal; JSON has the whole passage
 
 
@@ -74,7 +75,7 @@ class Found:
     feature: int
     feature_id: str
     kind: str  # eligible, dense, too_rare, dead
-    density: float  # share of tokens on which it fires
+    density: float  # share of tokens on which it fires; 0 also for a feature that was not encoded: see `encoded`
     label: str  # the chosen label, 'not selected', or the reason in brackets
     chosen: Label | None  # None for a feature outside the run's selection
     counters: dict[str, dict[str, float]]  # split -> tokens, passages, documents, mean, max
@@ -85,6 +86,11 @@ class Found:
     lens: Lens | None  # tokens that it promotes and suppresses; None until `autointerp lens`
     candidates: list[Candidate]  # the chosen one first
     contexts: dict[str, list[Context]]  # by key of KINDS; evidence first, where the verdict has any
+
+    @property
+    def encoded(self) -> bool:
+        """False where collect.features left it out: then nothing is known of it, and its counters are no counts."""
+        return self.kind != "not_encoded"
 
 
 class Library:
@@ -221,8 +227,9 @@ def look_up(reading: Reading, store: Store, feature: str, contexts: int) -> Foun
 
 
 def as_json(found: Found) -> dict[str, Any]:
-    """Everything about the feature as plain dicts and lists; passages are whole."""
-    return asdict(found)
+    """Everything about the feature as plain dicts and lists; passages are whole. No density where it was not encoded."""
+    chosen = None if found.chosen is None else found.chosen.as_json()
+    return asdict(found) | {"chosen": chosen} | ({} if found.encoded else {"density": None, "counters": {}})
 
 
 def _label_text(label: Label | None) -> str:
@@ -265,16 +272,16 @@ def window(context: Context, before: int, after: int) -> range:
 def to_terminal(found: Found, console: Console) -> None:
     """Print label, grades, rivals, counters and contexts, in this order."""
     console.print(Text(visible(found.label), style="bold"))
-    console.print(Text(
-        f"{found.feature_id}  {found.kind.replace('_', ' ')}, fires on {found.density:.2%} of tokens", style="dim"
-    ))  # fmt: skip
+    fires = UNKNOWN if not found.encoded else f"fires on {found.density:.2%} of tokens"
+    console.print(Text(f"{found.feature_id}  {found.kind.replace('_', ' ')}, {fires}", style="dim"))
     if found.chosen is not None:
         if found.chosen.verdict is not None:
             console.print(_verdict(found.chosen))
         console.print(_grades(found.chosen))
     if found.candidates:
         console.print(_rivals(found.candidates))
-    _print_counters(found, console)
+    if found.encoded:
+        _print_counters(found, console)
     for kind, contexts in found.contexts.items():
         if contexts:
             console.print()
