@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,8 @@ JUDGED = {  # kind of judge -> its metrics, by what they are called in print
     "detection": {"f1": "F1", "balanced_accuracy": "balanced accuracy", "tnr_b": "TNR_B", "tnr_c": "TNR_C"},
     "fuzzing": {"accuracy": "accuracy"},
 }
+CHUNK_LABELS = 8192  # made at once from the database's columns
+ENDS = ("r_rank_lo", "r_rank_hi", "r_pop_lo", "r_pop_hi")
 FIELDS = ("r_rank", "r_tok", "lift", "null", "r_pop", "f1")  # metrics that are fields of a label
 
 
@@ -104,14 +106,16 @@ def read(store: Store, dictionary: str | None = None, only: Sequence[int] | None
 
 
 def read_run(store: Store, run: Run, only: Sequence[int] | None = None) -> Reading:
-    """One run of a store, whichever; with `only`, these features of it, and figures of nothing else."""
+    """One run of a store, whichever; with `only`, as if just those of its features had been selected."""
+    if only is not None:
+        run = replace(run, features=sorted(set(run.features or []) & set(only)))
     alone = len(store.latest_runs()) == 1
     settings = Settings.model_validate_json(run.settings)
     row = store.collection(run.collection_id)
     if row is None:
         raise StoreError(f"{store.path}: nothing has been collected yet; `autointerp run` does it")
     found = population(store, run.collection_id, settings.features)
-    labels = _labels(store, run, found, row["dictionary"], only)
+    labels = _labels(store, run, found, row["dictionary"])
     judged = _judged(store, run, labels)
     known = store.certificate(run.simulator_id)
     certificate = None if known is None else json.loads(known.certificate)
@@ -120,9 +124,9 @@ def read_run(store: Store, run: Run, only: Sequence[int] | None = None) -> Readi
     return Reading(run, settings, row, found, labels, summary, values, certificate, alone)
 
 
-def read_all(store: Store) -> list[Reading]:
-    """The latest run of a store, one reading per dictionary of its configuration."""
-    return [read(store, run.dictionary) for run in store.latest_runs()]
+def read_all(store: Store, only: Sequence[int] | None = None) -> list[Reading]:
+    """The latest run of a store, one reading per dictionary of its configuration; `only` as in `read_run`."""
+    return [read(store, run.dictionary, only) for run in store.latest_runs()]
 
 
 def _scorer(settings: Settings, certificate: dict[str, Any] | None) -> dict[str, Any]:
@@ -138,31 +142,36 @@ def _scorer(settings: Settings, certificate: dict[str, Any] | None) -> dict[str,
     }  # fmt: skip
 
 
-def _labels(store: Store, run: Run, found: Population, dictionary: str, only: Sequence[int] | None) -> list[Label]:
-    """The labels of the selected features, ascending, or of `only` some of them."""
+def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[Label]:
+    """The labels of the selected features, ascending."""
     by = verdicts.thresholds_id(Settings.model_validate_json(run.settings).verdict)
-    table = store_report.graded(store, run, by, OWN_TOKENS, only)
+    table = store_report.graded(store, run, by, OWN_TOKENS)
     pieces, _ = store.tokens(run.collection_id)
     words_of = {t: piece.decode("utf-8", "replace").strip().lower() for t, piece in pieces.items()}
     kinds, density = found.kinds(table["feature"].to_numpy()), found.density.tolist()
-    columns = table.to_pydict()
-    others = {metric: columns[metric] for metric in METRICS if metric not in FIELDS}
-    ends = {name: columns[name] for name in ("r_rank_lo", "r_rank_hi", "r_pop_lo", "r_pop_hi")}
-    labels = []
-    for i, feature in enumerate(columns["feature"]):
-        key, label = columns["explanation_id"][i], columns["label"][i]
-        reason = columns["reason"][i] if columns["ranked"][i] else "not_scored"
-        if key is None:
-            reason = columns["failed"][i] or "not_explained"
-        own = {words_of[token] for token in columns["top_tokens"][i] or ()}
-        labels.append(Label(
-            feature=feature, feature_id=f"{dictionary}/{feature}", kind=kinds[i], density=density[feature], label=label,
-            method=columns["method"][i], model=columns["model"][i], verdict=columns["verdict"][i],
-            **{metric: columns[metric][i] for metric in FIELDS}, **{name: ends[name][i] for name in ends},
-            numbers={metric: column[i] for metric, column in others.items()}, basis=columns["evidence"][i],
-            n_passages=columns["n"][i] or 0, quotes=_quotes(label, own), reason=reason, explanation_id=key,
-        ))  # fmt: skip
+    labels: list[Label] = []
+    for batch in table.to_batches(max_chunksize=CHUNK_LABELS):
+        columns = batch.to_pydict()
+        for i, feature in enumerate(columns["feature"]):
+            label, tokens = columns["label"][i], columns["top_tokens"][i] or ()
+            labels.append(Label(
+                feature=feature, feature_id=f"{dictionary}/{feature}", kind=kinds[len(labels)],
+                density=density[feature], label=label, method=columns["method"][i], model=columns["model"][i],
+                verdict=columns["verdict"][i], basis=columns["evidence"][i], reason=_reason(columns, i),
+                **{name: columns[name][i] for name in (*FIELDS, *ENDS)},
+                numbers={metric: columns[metric][i] for metric in METRICS if metric not in FIELDS},
+                n_passages=columns["n"][i] or 0, quotes=_quotes(label, {words_of[token] for token in tokens}),
+                explanation_id=columns["explanation_id"][i],
+            ))  # fmt: skip
     return labels
+
+
+def _reason(columns: Mapping[str, Sequence[Any]], i: int) -> str | None:
+    """Why a feature has no label, or its label no grade; None where it has one."""
+    if columns["explanation_id"][i] is None:
+        return columns["failed"][i] or "not_explained"
+    reason: str | None = columns["reason"][i]
+    return reason if columns["ranked"][i] else "not_scored"
 
 
 def _quotes(label: str | None, own: set[str]) -> bool:

@@ -13,6 +13,7 @@ from autointerp.verdicts import MEANING
 
 SHOWN = 20  # labels at either end
 LABEL = 160  # characters of one
+COLUMNS = ("feature", "label", "verdict", "r_rank", "95 %", "r_tok", "lift")
 _ACTS = re.compile(r"([\\`*_\[\]<>|~&$#!@:{}]|(?<=www)\.)")
 
 
@@ -38,7 +39,8 @@ def render(reading: Reading) -> str:
     }  # fmt: skip
     parts = [f"# {_text(reading.run.name)}", *(f"- **{name}**: {_text(value)}" for name, value in facts.items())]
     parts += _table("Verdicts", ("verdict", "n", "meaning"), (
-        (word.replace("_", " "), f"{n:,}", MEANING.get(word, "no label, or no grade yet")) for word, n in s["verdicts"].items()
+        (word.replace("_", " "), f"{n:,}", MEANING.get(word, "no label, or no grade yet"))
+        for word, n in s["verdicts"].items()
     ))  # fmt: skip
     if len(s["by_explainer"]) > 1:
         parts += _table("Explainers", ("explainer", "mean r_rank", "n", "labelled"), (
@@ -49,7 +51,7 @@ def render(reading: Reading) -> str:
     worst = graded[half:][-SHOWN:]
     for title, labels in ((f"The best {half} labels", graded[:half]), (f"The worst {len(worst)}", worst)):
         if labels:
-            parts += _table(title, ("feature", "label", "verdict", "r_rank", "95 %", "r_tok", "lift"), map(_row, labels))
+            parts += _table(title, COLUMNS, map(_row, labels))
     parts += _table("Stages", ("stage", "ok", "failed", "seconds"), (
         (name, f"{x['ok']:,}", _counts(x["failed"]), number(x["seconds"], ",.1f")) for name, x in s["stages"].items()
     ))  # fmt: skip

@@ -227,7 +227,7 @@ def look_up(reading: Reading, store: Store, feature: str, contexts: int) -> Foun
 
 
 def as_json(found: Found) -> dict[str, Any]:
-    """Everything about the feature as plain dicts and lists; passages are whole. No density where it was not encoded."""
+    """Everything about the feature as plain dicts and lists; passages are whole. Without counts where not encoded."""
     chosen = None if found.chosen is None else found.chosen.as_json()
     return asdict(found) | {"chosen": chosen} | ({} if found.encoded else {"density": None, "counters": {}})
 

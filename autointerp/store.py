@@ -565,15 +565,19 @@ class Store:
 
     def simulations(self, explanation_id: str, simulator_id: str, split: Split) -> tuple[Sparse, dict[int, str]]:
         """Predictions of one label by passage id, and the passages without one with the reason."""
+        # In two steps, because those of a label lie together: what is far from the first and the last is not read.
+        asked = [explanation_id, simulator_id, split]
+        where = "explanation_id = ? AND simulator_id = ? AND split = ?"
+        ends = self._one(f"SELECT min(rowid), max(rowid) FROM simulation WHERE {where}", asked)
+        first, last = ends if ends is not None and ends[0] is not None else (0, -1)
+        near = f"rowid BETWEEN {int(first)} AND {int(last)} AND {where}"
         table = self._arrow(
-            "SELECT passage_id, positions, predicted FROM simulation WHERE explanation_id = ? AND simulator_id = ? "
-            "AND split = ? AND status = 'ok' ORDER BY passage_id",
-            [explanation_id, simulator_id, split],
+            f"SELECT passage_id, positions, predicted FROM simulation WHERE {near} AND status = 'ok' "
+            "ORDER BY passage_id",
+            asked,
         )
         failed = self.db.execute(
-            "SELECT passage_id, reason FROM simulation WHERE explanation_id = ? AND simulator_id = ? AND split = ? "
-            "AND status <> 'ok'",
-            [explanation_id, simulator_id, split],
+            f"SELECT passage_id, reason FROM simulation WHERE {near} AND status <> 'ok'", asked
         ).fetchall()
         sparse = Sparse(
             table["passage_id"].to_numpy(),

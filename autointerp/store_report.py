@@ -17,11 +17,10 @@ from autointerp.store import CHOSEN, Store, chosen_parameters
 INTERVALS = ("r_rank", "r_pop")
 
 
-def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int, only: Sequence[int] | None = None) -> pa.Table:
+def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Table:
     """One row per selected feature, ascending: its chosen candidate, every metric on score, and its verdict.
 
     n_tokens  heaviest tokens of the feature that are read, as `top_tokens`
-    only      these features instead of all that are selected
 
     explanation_id, label, method and model are NULL where there is no label, and `failed` may say why. Metrics are
     columns of their names; `ranked` says whether there is a row of r_rank, `reason` why it has no value, `n` on how
@@ -30,7 +29,6 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int, only: Sequ
     value = [f"max(value) FILTER (metric = '{metric}') AS \"{metric}\"" for metric in METRICS]
     ends = [f'max({end}) FILTER (metric = \'{metric}\') AS "{metric}_{end}"'
             for metric in INTERVALS for end in ("lo", "hi")]  # fmt: skip
-    selected = list(run.features or []) if only is None else list(only)
     return store.db.sql(
         f"""
         WITH selected AS (SELECT unnest($features)::INTEGER AS feature),
@@ -65,7 +63,7 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int, only: Sequ
         ORDER BY selected.feature
         """,
         params=chosen_parameters(run) | {
-            "features": selected, "grader": run.simulator_id, "thresholds": thresholds_id, "n_tokens": n_tokens,
+            "grader": run.simulator_id, "thresholds": thresholds_id, "n_tokens": n_tokens,
         },
     ).to_arrow_table()  # fmt: skip
 

@@ -100,7 +100,7 @@ def test_the_page_shows_some_and_accounts_for_all(opened: tuple[Reading, Store])
 def test_one_feature_is_read_without_the_others(opened: tuple[Reading, Store]) -> None:
     reading, store = opened
     alone = report.read(store, only=[5])
-    assert [label for label in alone.labels] == [reading.labels[5]]
+    assert alone.labels == [reading.labels[5]]
     assert show.look_up(alone, store, "5", 3) == show.look_up(reading, store, "5", 3)
 
 

@@ -98,9 +98,13 @@ Dictionary = Annotated[
 
 @contextmanager
 def readings_of(
-    run: Path | None, config: Path | None, overrides: list[str] | None, dictionary: str | None = None
-) -> Iterator[tuple[list[Any], Any, Path]]:
-    """(readings, store, folder) of a run: every dictionary of its configuration, or the one of this name."""
+    run: Path | None, config: Path | None, overrides: list[str] | None, dictionary: str | None = None,
+    only: list[int] | None = None,
+) -> Iterator[tuple[list[Any], Any, Path]]:  # fmt: skip
+    """(readings, store, folder) of a run: every dictionary of its configuration, or the one of this name.
+
+    only  features to read, where a command needs no others
+    """
     from autointerp import report
     from autointerp.store import Store
 
@@ -108,4 +112,5 @@ def readings_of(
     with Store.read(folder / "run.duckdb") as store:
         if store.snapshot_of is not None:
             say("the run is still being written: reading its latest snapshot")
-        yield report.read_all(store) if dictionary is None else [report.read(store, dictionary)], store, folder
+        found = report.read_all(store, only) if dictionary is None else [report.read(store, dictionary, only)]
+        yield found, store, folder

@@ -63,7 +63,9 @@ def show(
     """
     from autointerp import show as shows
 
-    with readings_of(run, config, overrides, dictionary) as (readings, store, _):
+    number = feature.rpartition("/")[2]
+    only = [int(number)] if number.isascii() and number.isdigit() else []  # what is no number is refused below
+    with readings_of(run, config, overrides, dictionary, only) as (readings, store, _):
         named = [reading for reading in readings if reading.run.dictionary == feature.rpartition("/")[0]]
         found = shows.look_up((named or readings)[0], store, feature, contexts)
         if json_:
