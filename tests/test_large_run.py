@@ -1,5 +1,6 @@
 """Readers on a made-up run that is larger than what they show at once: nothing is lost, and it is said what is left out."""
 
+import io
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from rich.console import Console
 
 from autointerp import page, report, report_md, search, show
 from autointerp.errors import ConfigError
@@ -102,6 +104,19 @@ def test_one_feature_is_read_without_the_others(opened: tuple[Reading, Store]) -
     alone = report.read(store, only=[5])
     assert alone.labels == [reading.labels[5]]
     assert show.look_up(alone, store, "5", 3) == show.look_up(reading, store, "5", 3)
+
+
+def test_a_feature_that_was_not_encoded_says_so(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run.duckdb").write_bytes((folder / "run.duckdb").read_bytes())
+    with Store.create(tmp_path / "run.duckdb") as store:
+        store.db.execute("DELETE FROM feature WHERE feature = 650")
+        reading = report.read(store)
+        found, other = (show.look_up(reading, store, feature, 1) for feature in ("650", "651"))
+    out = io.StringIO()
+    show.to_terminal(found, Console(file=out, width=200))
+    assert "not encoded, left out by collect.features" in out.getvalue() and "fires on" not in out.getvalue()
+    assert show.as_json(found)["density"] is None and show.as_json(found)["counters"] == {}
+    assert show.as_json(other)["density"] > 0 and set(show.as_json(other)["counters"]) == {"explain", "select", "score"}
 
 
 def test_text_and_metric_find_labels(opened: tuple[Reading, Store]) -> None:
