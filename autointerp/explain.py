@@ -119,7 +119,7 @@ class Explaining:
                 rows += feature
                 n, held = n + 1, held + 1
                 newest = next((row.label for row in reversed(feature) if row.label), "")
-                self.bar.advance(1, note=newest[:60])
+                self.bar.advance(1, newest)
                 if held == CHUNK_FEATURES:
                     self._add(rows, tally)
                     rows, held = [], 0

@@ -12,20 +12,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from autointerp.report import Label, Reading, fit_line, number, scorer_line
 from autointerp.show import KINDS, Context, Found, Library, visible, window
 from autointerp.store import Store
-from autointerp.verdicts import MEANING
+from autointerp.verdicts import MEANING, WORDS
 
 TEMPLATES = Path(__file__).parent / "templates"
 AROUND = 31  # tokens shown on either side of the peak of a context
-# (features, contexts per kind): a page stays below about 5 MB by showing fewer contexts of more features.
-BUDGET = (
-    (300, {"evidence": 3, "top": 4, "sample": 4, "B": 3}), (800, {"evidence": 1, "top": 2, "sample": 2, "B": 1})
-)  # fmt: skip
+WHOLE = 300  # features of a run, at most, that are all shown with contexts; of a larger one some are chosen
+BEST, WORST, EACH = 40, 40, 20  # of those: the best and the worst grades, and some of each verdict at random
+CONTEXTS = {"evidence": 3, "top": 4, "sample": 4, "B": 3}  # of each kind, per feature
+# A page stays below 5 MB whatever is in it: bytes for features with contexts, for lines of the others, for one feature.
+DETAILED, LISTED, FEATURE = 3_300_000, 900_000, 150_000
+LABEL = 160  # characters of a label among the others
+POINTS = 2_000  # of the scatter
 FAINT = 0.05  # predictions below this share of the largest are not drawn
 
 # Colours that matplotlib writes, and what the page's style sheet makes of them, so that charts follow dark mode.
@@ -44,29 +48,30 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One feature of the table."""
+    """One feature with its contexts."""
 
     label: Label
     text: str
-    found: Found | None  # None where the page would become too large
+    found: Found
     contexts: list[tuple[str, list[tuple[Context, list[Piece]]]]]  # heading -> contexts
 
 
 def render(reading: Reading, store: Store) -> str:
-    """The page of a run."""
+    """The page of a run: all of its features, or those of `chosen` with contexts and a line for as many as fit."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
-    environment.filters |= {"number": _figure, "visible": visible, "share": _share}
+    environment.filters |= {"number": figure, "visible": visible, "share": _share}
     environment.filters |= {"fit_line": fit_line, "scorer_line": scorer_line}
+    environment.globals |= {"meaning": MEANING}
     script = (TEMPLATES / "report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    rows = _rows(reading, store)
+    rows, others = _features(reading, store, environment)
     return environment.get_template("report.html.j2").render(
-        r=reading, s=reading.summary, c=reading.collection, rows=rows, script=Markup(script), digest=digest,
-        style=Markup((TEMPLATES / "report.css").read_text("utf-8")),
-        reasons=_reasons(reading), meaning=MEANING,
+        r=reading, s=reading.summary, c=reading.collection, rows=list(rows.values()), first=next(iter(rows), 17),
+        others=others, left=len(reading.labels) - len(rows) - len(others), script=Markup(script), digest=digest,
+        style=Markup((TEMPLATES / "report.css").read_text("utf-8")), reasons=_reasons(reading),
         distribution=_distribution(reading.labels), scatter=_scatter(reading.labels),
     )  # fmt: skip
 
@@ -84,24 +89,68 @@ def _reasons(reading: Reading) -> dict[str, int]:
 # -- features ----------------------------------------------------------------------------------------------------------
 
 
-def _rows(reading: Reading, store: Store) -> list[Row]:
-    """Features, best first; those without a grade come last."""
-    labels = sorted(reading.labels, key=lambda label: (-(-2 if label.r_rank is None else label.r_rank), label.feature))
-    limits = next((limits for most, limits in BUDGET if len(labels) <= most), None)
+def chosen(labels: list[Label], seed: int) -> list[Label]:
+    """The features that a page shows with contexts, best first; those without a grade come last.
+
+    All of a small run. Of a larger one the best and the worst grades, and some of each verdict at random.
+    """
+    ranked = sorted(labels, key=lambda label: (-(-2 if label.r_rank is None else label.r_rank), label.feature))
+    if len(labels) <= WHOLE:
+        return ranked
+    graded = [label.feature for label in ranked if label.r_rank is not None]
+    wanted = {*graded[:BEST], *graded[-WORST:]}
+    by_verdict: dict[str, list[int]] = {}
+    for label in labels:
+        by_verdict.setdefault(label.verdict or "unjudged", []).append(label.feature)
+    for place, word in enumerate((*WORDS, "unjudged")):
+        random = np.random.default_rng([seed, 0x70616765, place])
+        wanted |= set(random.permutation(np.array(by_verdict.get(word, []), dtype=np.int64))[:EACH].tolist())
+    return [label for label in ranked if label.feature in wanted]
+
+
+def _features(reading: Reading, store: Store, environment: Environment) -> tuple[dict[int, Markup], list[Markup]]:
+    """Feature -> its rows of the table, and the lines of the others, best first; as many of each as there is room for.
+
+    Bytes are counted as they are made, because neither labels nor tokens have a largest length.
+    """
+    whole, line = (environment.get_template(f"report_{name}.html.j2") for name in ("feature", "line"))
     library = Library(reading, store)
-    return [_row(label, library, limits) for label in labels]
+    rows: dict[int, Markup] = {}
+    room = DETAILED
+    for label in chosen(reading.labels, reading.settings.run.seed):
+        made = whole.render(row=_row(label, library), l=label)
+        size = len(made.encode())
+        if size <= min(room, FEATURE):
+            rows[label.feature] = Markup(made)
+            room -= size
+    others, room = [], LISTED
+    ranked = sorted(reading.labels, key=lambda label: (-(-2 if label.r_rank is None else label.r_rank), label.feature))
+    for label in ranked:
+        if label.feature in rows:
+            continue
+        made = line.render(l=label, text=_cut(_text(label)))
+        room -= len(made.encode())
+        if room < 0:
+            break
+        others.append(Markup(made))
+    return rows, others
 
 
-def _row(label: Label, library: Library, limits: dict[str, int] | None) -> Row:
-    text = visible(label.label) if label.label is not None else f"({label.reason})"
-    if limits is None:
-        return Row(label, text, None, [])
-    found = library.look_up(str(label.feature), max(limits.values()))
+def _text(label: Label) -> str:
+    return visible(label.label) if label.label is not None else f"({label.reason})"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LABEL else text[:LABEL] + "…"
+
+
+def _row(label: Label, library: Library) -> Row:
+    found = library.look_up(str(label.feature), max(CONTEXTS.values()))
     contexts = [
         (KINDS[kind], [(context, pieces(context, found)) for context in found.contexts[kind][:limit]])
-        for kind, limit in limits.items() if found.contexts[kind]
+        for kind, limit in CONTEXTS.items() if found.contexts[kind]
     ]  # fmt: skip
-    return Row(label, text, found, contexts)
+    return Row(label, _text(label), found, contexts)
 
 
 def pieces(context: Context, found: Found) -> list[Piece]:
@@ -111,8 +160,8 @@ def pieces(context: Context, found: Found) -> list[Piece]:
     for i in shown:
         actual, guess = context.activations[i], context.predicted[i] if context.predicted else 0.0
         piece = Piece(
-            visible(context.strings[i]), _tenths(actual / (found.max_activation or 1.0)),
-            _tenths(guess / (found.max_predicted or 1.0), FAINT), "",
+            visible(context.strings[i]), tenths(actual / (found.max_activation or 1.0)),
+            tenths(guess / (found.max_predicted or 1.0), FAINT), "",
         )  # fmt: skip
         if piece.actual or piece.predicted:
             notes = [f"activation {actual:.2f}"] + ([f"predicted {guess:.2f}"] if context.predicted else [])
@@ -124,12 +173,12 @@ def pieces(context: Context, found: Found) -> list[Piece]:
     return [*result, Piece("…", 0, 0, "")] if shown.stop < len(context.strings) else result
 
 
-def _tenths(share: float, faint: float = 0.0) -> int:
+def tenths(share: float, faint: float = 0.0) -> int:
     """1 to 9 for a share of the largest, 0 for nothing to draw."""
     return 0 if share <= faint else max(1, min(9, round(share * 9)))
 
 
-def _figure(value: float | None, spec: str = ".2f") -> str:
+def figure(value: float | None, spec: str = ".2f") -> str:
     """A number as it is set on the page: a true minus, no minus before a rounded zero, a dash for none."""
     text = number(value, spec) if value is not None else "–"
     return text.replace("-", "−") if any(c in "123456789" for c in text) or value is None else text.lstrip("+-")
@@ -148,8 +197,6 @@ def _distribution(labels: list[Label]) -> Markup | None:
     ranks = [label.r_rank for label in labels if label.r_rank is not None]
     if not ranks:
         return None
-    import numpy as np
-
     with _Chart() as chart:
         lookup, null = ([v for label in labels if (v := getattr(label, m)) is not None] for m in ("r_tok", "null"))
         low = min([*ranks, *lookup, *null, 0.0])
@@ -169,10 +216,11 @@ def _distribution(labels: list[Label]) -> Markup | None:
 
 
 def _scatter(labels: list[Label]) -> Markup | None:
-    """Density against r_rank, one point a feature; None without grades."""
+    """Density against r_rank, one point a feature, of a large run evenly spaced ones; None without grades."""
     points = [(label.density, label.r_rank) for label in labels if label.r_rank is not None and label.density > 0]
     if not points:
         return None
+    points = points[:: -(-len(points) // POINTS)]
     with _Chart() as chart:
         chart.axes.scatter(*zip(*points, strict=True), s=26, color=ACCENT, alpha=0.65, linewidths=0)
         chart.axes.set_xscale("log")

@@ -104,7 +104,8 @@ class Pipeline:
         self.store, self.prepared, self.bar, self.say, self.opens = store, prepared, bar, say, opens or Door
         self.shows = shows
         self.settings = prepared.settings
-        Ledger.of(store)  # takes over the replies that a killed run had paid for
+        ledger = Ledger.of(store)  # takes over the replies that a killed run had paid for
+        bar.cost = lambda: ledger.spent.done.usd
         self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
 
     def collect(self, shard: Shard | None = None) -> Tally:
@@ -186,7 +187,8 @@ class Pipeline:
 
     def log(self, tally: Tally, asked: Run) -> Tally:
         """Say how a stage ended, keep it in the store, and let readers see what it wrote."""
-        self.say(tally.line())
+        if not self.bar.ended(tally):
+            self.say(tally.line())
         if tally.worked:
             failed = json.dumps(tally.failed)
             row = Stage(asked.run_id, tally.stage, tally.seconds, tally.tokens, tally.ok, failed, peak_memory_mb())

@@ -13,6 +13,7 @@ from autointerp.errors import FeatureError
 from autointerp.store import Store
 
 SCORE = 2  # index of the score split
+KINDS = ("not_encoded", "dead", "dense", "too_rare", "eligible")  # every feature is of one of them
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,12 @@ class Population:
 
     def kind(self, feature: int) -> str:
         """eligible, dead, dense, too_rare, or not_encoded."""
-        kinds = ("not_encoded", "dead", "dense", "too_rare", "eligible")
-        return next(name for name in kinds if getattr(self, name)[feature])
+        return next(name for name in KINDS if getattr(self, name)[feature])
+
+    def kinds(self, features: NDArray[np.int64]) -> list[str]:
+        """The kind of each of these features."""
+        which = np.select([getattr(self, name)[features] for name in KINDS], range(len(KINDS)))
+        return [KINDS[i] for i in which.tolist()]
 
 
 def population(store: Store, collection_id: str, cfg: FeaturesSection) -> Population:

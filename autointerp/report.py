@@ -6,8 +6,8 @@ Every mean is printed with how many features it covers and how many it lost, by 
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,25 @@ from rich.panel import Panel as Box
 from rich.table import Table
 from rich.text import Text
 
-from autointerp import metrics, verdicts
+from autointerp import metrics, store_report, verdicts
 from autointerp.config import Settings
 from autointerp.draws import OWN_TOKENS
-from autointerp.errors import StoreError
+from autointerp.errors import ConfigError, StoreError, nearest
 from autointerp.grades import METRICS
 from autointerp.people import Votes, votes
 from autointerp.population import Population, population
-from autointerp.rows import Run, Score, Verdict
+from autointerp.rows import Run, Score
 from autointerp.store import Store
 from autointerp.text import printable, words
 
+FORMATS = ("html", "md")
 BOOTSTRAP = 2000  # draws behind the interval of a mean over features
 JUDGED = {  # kind of judge -> its metrics, by what they are called in print
     "detection": {"f1": "F1", "balanced_accuracy": "balanced accuracy", "tnr_b": "TNR_B", "tnr_c": "TNR_C"},
     "fuzzing": {"accuracy": "accuracy"},
 }
+CHUNK_LABELS = 8192  # made at once from the database's columns
+ENDS = ("r_rank_lo", "r_rank_hi", "r_pop_lo", "r_pop_hi")
 FIELDS = ("r_rank", "r_tok", "lift", "null", "r_pop", "f1")  # metrics that are fields of a label
 
 
@@ -60,7 +63,7 @@ class Label:
     r_pop_hi: float | None
     f1: float | None
     numbers: dict[str, float | None]  # every other metric of the chosen label on score, by name
-    evidence: dict[str, Any]  # of the verdict: numbers against thresholds, and passages that show it
+    basis: str | None  # of the verdict, as JSON: see `evidence`
     n_passages: int  # passages that r_rank was computed on
     quotes: bool  # the label holds one of the feature's heaviest tokens word for word
     reason: str | None
@@ -68,6 +71,19 @@ class Label:
     author: str | None = None  # of a label from outside: whoever says so, "" for nobody; None: an explainer made it
     up: int = 0  # votes for the label
     down: int = 0  # votes against it
+
+    @property
+    def evidence(self) -> dict[str, Any]:
+        """What the verdict is based on: numbers against thresholds, passages that show it; {} where there is none.
+
+        Read when it is asked for: as dicts, those of 100,000 labels would take several hundred MB.
+        """
+        return json.loads(self.basis) if self.basis else {}
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain values, the evidence among them."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "basis"}
+        return plain | {"evidence": self.evidence}
 
 
 @dataclass(frozen=True)
@@ -85,24 +101,25 @@ class Reading:
     alone: bool = True  # False where the configuration has other dictionaries, which have readings of their own
 
 
-def read(store: Store, dictionary: str | None = None) -> Reading:
-    """The latest run of a store: its first dictionary, or the one of this name.
+def read(store: Store, dictionary: str | None = None, only: Sequence[int] | None = None) -> Reading:
+    """The latest run of a store: its first dictionary, or the one of this name; with `only`, these features of it.
 
     Raises StoreError where nothing has been collected.
     """
-    return read_run(store, store.latest_run(dictionary))
+    return read_run(store, store.latest_run(dictionary), only)
 
 
-def read_run(store: Store, run: Run) -> Reading:
-    """One run of a store, whichever."""
+def read_run(store: Store, run: Run, only: Sequence[int] | None = None) -> Reading:
+    """One run of a store, whichever; with `only`, as if just those of its features had been selected."""
+    if only is not None:
+        run = replace(run, features=sorted(set(run.features or []) & set(only)))
     alone = len(store.latest_runs()) == 1
     settings = Settings.model_validate_json(run.settings)
     row = store.collection(run.collection_id)
     if row is None:
         raise StoreError(f"{store.path}: nothing has been collected yet; `autointerp run` does it")
     found = population(store, run.collection_id, settings.features)
-    by = verdicts.thresholds_id(settings.verdict)
-    labels = _labels(store, run, found, row["dictionary"], store.verdicts(run, by))
+    labels = _labels(store, run, found, row["dictionary"])
     judged = _judged(store, run, labels)
     known = store.certificate(run.simulator_id)
     certificate = None if known is None else json.loads(known.certificate)
@@ -111,9 +128,9 @@ def read_run(store: Store, run: Run) -> Reading:
     return Reading(run, settings, row, found, labels, summary, values, certificate, alone)
 
 
-def read_all(store: Store) -> list[Reading]:
-    """The latest run of a store, one reading per dictionary of its configuration."""
-    return [read(store, run.dictionary) for run in store.latest_runs()]
+def read_all(store: Store, only: Sequence[int] | None = None) -> list[Reading]:
+    """The latest run of a store, one reading per dictionary of its configuration; `only` as in `read_run`."""
+    return [read(store, run.dictionary, only) for run in store.latest_runs()]
 
 
 def _scorer(settings: Settings, certificate: dict[str, Any] | None) -> dict[str, Any]:
@@ -129,43 +146,38 @@ def _scorer(settings: Settings, certificate: dict[str, Any] | None) -> dict[str,
     }  # fmt: skip
 
 
-def _labels(store: Store, run: Run, found: Population, dictionary: str, judged: Mapping[str, Verdict]) -> list[Label]:
-    chosen = {e.feature: e for e in store.chosen(run)}
-    scores: dict[tuple[str, str], Score] = {(s.explanation_id, s.metric): s for s in store.scores(run, "score")}
-    failed = {
-        e.feature: e.reason for e in store.explanations(run.collection_id, run.explainer_ids, run.features or [])
-        if e.status != "ok"
-    }  # fmt: skip
+def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[Label]:
+    """The labels of the selected features, ascending."""
+    by = verdicts.thresholds_id(Settings.model_validate_json(run.settings).verdict)
+    table = store_report.graded(store, run, by, OWN_TOKENS)
     pieces, _ = store.tokens(run.collection_id)
+    words_of = {t: piece.decode("utf-8", "replace").strip().lower() for t, piece in pieces.items()}
+    kinds, density = found.kinds(table["feature"].to_numpy()), found.density.tolist()
     voted = votes(store, dictionary)
-    labels = []
-    for feature in run.features or []:
-        explanation = chosen.get(feature)
-        key = explanation.explanation_id if explanation else None
-        by_metric = {m: scores.get((key, m)) for m in METRICS} if key else {}
-        rank, pop, verdict = by_metric.get("r_rank"), by_metric.get("r_pop"), judged.get(key or "")
-
-        def value(metric: str, of: dict[str, Score | None] = by_metric) -> float | None:
-            found_score = of.get(metric)
-            return found_score.value if found_score else None
-
-        top = store.top_tokens(run.collection_id, feature)[:OWN_TOKENS]
-        own = {pieces[t].decode("utf-8", "replace").strip().lower() for t in top}
-        reason = failed.get(feature, "not_explained") if explanation is None else rank.reason if rank else "not_scored"
-        labels.append(Label(
-            feature=feature, feature_id=f"{dictionary}/{feature}", kind=found.kind(feature),
-            density=float(found.density[feature]), label=explanation.label if explanation else None,
-            method=explanation.method if explanation else None, model=explanation.model if explanation else None,
-            verdict=verdict.verdict if verdict else None, evidence=json.loads(verdict.evidence) if verdict else {},
-            r_pop=value("r_pop"), r_pop_lo=pop.lo if pop else None, r_pop_hi=pop.hi if pop else None, f1=value("f1"),
-            numbers={m: value(m) for m in METRICS if m not in FIELDS},
-            r_rank=value("r_rank"), r_rank_lo=rank.lo if rank else None, r_rank_hi=rank.hi if rank else None,
-            r_tok=value("r_tok"), lift=value("lift"), null=value("null"), n_passages=rank.n if rank else 0,
-            quotes=_quotes(explanation.label if explanation else None, own),
-            reason=reason, explanation_id=key, author=explanation.author if explanation else None,
-            **voted.get((feature, (explanation.label if explanation else None) or ""), Votes())._asdict(),
-        ))  # fmt: skip
+    labels: list[Label] = []
+    for batch in table.to_batches(max_chunksize=CHUNK_LABELS):
+        columns = batch.to_pydict()
+        for i, feature in enumerate(columns["feature"]):
+            label, tokens = columns["label"][i], columns["top_tokens"][i] or ()
+            labels.append(Label(
+                feature=feature, feature_id=f"{dictionary}/{feature}", kind=kinds[len(labels)],
+                density=density[feature], label=label, method=columns["method"][i], model=columns["model"][i],
+                verdict=columns["verdict"][i], basis=columns["evidence"][i], reason=_reason(columns, i),
+                **{name: columns[name][i] for name in (*FIELDS, *ENDS)},
+                numbers={metric: columns[metric][i] for metric in METRICS if metric not in FIELDS},
+                n_passages=columns["n"][i] or 0, quotes=_quotes(label, {words_of[token] for token in tokens}),
+                explanation_id=columns["explanation_id"][i], author=columns["author"][i],
+                **voted.get((feature, label or ""), Votes())._asdict(),
+            ))  # fmt: skip
     return labels
+
+
+def _reason(columns: Mapping[str, Sequence[Any]], i: int) -> str | None:
+    """Why a feature has no label, or its label no grade; None where it has one."""
+    if columns["explanation_id"][i] is None:
+        return columns["failed"][i] or "not_explained"
+    reason: str | None = columns["reason"][i]
+    return reason if columns["ranked"][i] else "not_scored"
 
 
 def _quotes(label: str | None, own: set[str]) -> bool:
@@ -220,7 +232,7 @@ def _summary(
         "f1": _mean_and_n([label.f1 for label in eligible]),
         "null": _mean_and_n([label.null for label in eligible]),
         "beats_lookup": sum((label.lift or 0.0) > 0 for label in eligible),
-        "by_explainer": _by_explainer(store, run, {label.feature for label in eligible}),
+        "by_explainer": _by_explainer(store, run, [label.feature for label in eligible]),
         "judges": _judges(judged, labels),
         "chosen_by": _chosen_by(store, run, labels),
         "population": found.counts,
@@ -237,31 +249,29 @@ def _counts(labels: list[Label]) -> dict[str, int]:
     return {word: counts[word] for word in (*verdicts.WORDS, "unjudged") if counts[word]}
 
 
-def _by_explainer(store: Store, run: Run, eligible: set[int]) -> dict[str, dict[str, float | int | None]]:
-    """Per method: the mean r_rank on score of its own best candidate on select, 0 where it has none; n features."""
-    select = {(s.explanation_id): s.value for s in store.scores(run, "select") if s.metric == "r_rank"}
-    score = {(s.explanation_id): s.value for s in store.scores(run, "score") if s.metric == "r_rank"}
-    best: dict[str, dict[int, tuple[float, str]]] = {}
-    methods: set[str] = set()
-    for e in store.explanations(run.collection_id, run.explainer_ids, run.features or []):
-        methods.add(e.method)
-        if e.status == "ok" and e.feature in eligible:
-            candidate = (
-                select.get(e.explanation_id) if select.get(e.explanation_id) is not None else -2.0,
-                e.explanation_id,
-            )
-            kept = best.setdefault(e.method, {})
-            if e.feature not in kept or candidate > kept[e.feature]:
-                kept[e.feature] = candidate  # type: ignore[assignment]
-    result: dict[str, dict[str, float | int | None]] = {}
-    for method in sorted(methods):
-        values = [score.get(key) or 0.0 for _, key in best.get(method, {}).values()]
-        result[method] = {
-            "mean": sum(values) / len(eligible) if eligible else None,
-            "n": len(eligible),
-            "labelled": len(values),
-        }
-    return result
+def _by_explainer(store: Store, run: Run, eligible: list[int]) -> dict[str, dict[str, Any]]:
+    """Per explainer, best first: the mean r_rank on score of its own best candidate on select, 0 where it has none.
+
+    The name of one that asks a model holds the provider and the model: `marks (openai/gpt-5.4-nano)`.
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for row in store_report.by_explainer(store, run, eligible):
+        name = _explainer_name(row)
+        if name in result:  # they differ in something else, such as the prompt
+            name += f" {row['explainer_id']}"
+        result[name] = {
+            "method": row["method"], "provider": row["provider"], "model": row["model"],
+            "mean": row["total"] / len(eligible) if eligible else None, "n": len(eligible), "labelled": row["labelled"],
+        }  # fmt: skip
+    # Sums differ in their last bits from time to time, so they are rounded: equal means keep the order of their names.
+    return dict(sorted(result.items(), key=lambda item: (-round(item[1]["mean"] or 0.0, 9), item[0])))
+
+
+def _explainer_name(row: Mapping[str, Any]) -> str:
+    if row["model"] is None:
+        return str(row["method"])
+    model = "/".join(part for part in (row["provider"], row["model"]) if part)
+    return f"{row['method']} ({model}{' at ' + row['base_url'] if row['base_url'] else ''})"
 
 
 def _chosen_by(store: Store, run: Run, labels: list[Label]) -> dict[str, Any] | None:
@@ -311,7 +321,7 @@ def _mean_and_n(values: list[float | None]) -> dict[str, float | int | None]:
 
 def as_json(reading: Reading) -> dict[str, Any]:
     """The summary, with every label beside it."""
-    labels = [asdict(label) | reading.judged.get(label.feature, {}) for label in reading.labels]
+    labels = [label.as_json() | reading.judged.get(label.feature, {}) for label in reading.labels]
     return reading.summary | {"labels": labels}
 
 
@@ -424,12 +434,15 @@ def fit_line(fit: dict[str, Any] | None) -> str:
 
 
 def number(value: float | None, spec: str = ".2f") -> str:
-    """A number for people; a dash where there is none."""
-    return "-" if value is None else format(value, spec)
+    """A number for people: a dash where there is none, no minus before a rounded zero."""
+    if value is None:
+        return "-"
+    sign = 1 if spec[:1] in ("+", "-", " ") else 0
+    return format(float(value), f"{spec[:sign]}z{spec[sign:]}")
 
 
 def _ends(lo: float | None, hi: float | None) -> str:
-    return "-" if lo is None or hi is None else f"{lo:.2f}..{hi:.2f}"
+    return "-" if lo is None or hi is None else f"{number(lo)}..{number(hi)}"
 
 
 def _word(verdict: str | None) -> Text:
@@ -442,24 +455,32 @@ def _word(verdict: str | None) -> Text:
 def _grade(value: float | None) -> Text:
     if value is None:
         return Text("-", style="dim")
-    return Text(f"{value:.2f}", style="bold green" if value >= 0.5 else "yellow" if value >= 0.25 else "red")
+    return Text(number(value), style="bold green" if value >= 0.5 else "yellow" if value >= 0.25 else "red")
 
 
-def write(reading: Reading, store: Store, folder: Path) -> Path:
-    """Write the page into the run's folder, by an atomic rename; returns its path.
+def check_format(format: str) -> None:
+    """Raises ConfigError for a form of the report that is not known."""
+    if format not in FORMATS:
+        raise ConfigError(f"unknown report format {format!r}{nearest(format, FORMATS)}; known: {', '.join(FORMATS)}")
 
-    It is called report.html, or report-DICTIONARY.html where there are several.
+
+def write(reading: Reading, store: Store, folder: Path, format: str = "html") -> Path:
+    """Write the page, or its summary as Markdown, into the run's folder, by an atomic rename; returns its path.
+
+    It is called report.html (or .md), or report-DICTIONARY.html where there are several. Raises ConfigError for a
+    format that is not known, StoreError where the file cannot be written.
     """
-    from autointerp.page import render
+    from autointerp import page, report_md
 
+    check_format(format)
     name = "report"
     if not reading.alone:
         plain = re.sub(r"[^A-Za-z0-9._-]+", "_", reading.run.dictionary)
         name += f"-{plain}" + (f"-{reading.run.place}" if plain != reading.run.dictionary else "")
-    path = folder / f"{name}.html"
+    path = folder / f"{name}.{format}"
     scratch = path.with_suffix(".writing")
     try:
-        scratch.write_text(render(reading, store), "utf-8")
+        scratch.write_text(page.render(reading, store) if format == "html" else report_md.render(reading), "utf-8")
         scratch.replace(path)
     except OSError as problem:
         scratch.unlink(missing_ok=True)

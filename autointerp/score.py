@@ -64,7 +64,7 @@ def run(grading: Grading, split: Split) -> Tally:
             except Unreachable as problem:  # a null that was asked of a model: the label's numbers stay pending
                 log.warning("%s", problem)
                 tally.failed["unreachable"] += len(names)
-            grading.bar.advance(1)
+            grading.bar.advance(1, label.label)
         with store.transaction():
             store.add(rows)
         _count(tally, rows)

@@ -1,7 +1,7 @@
 """Labels found: by a text that stands in them, by meaning, or as the first of an order by any metric."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -117,7 +117,7 @@ def _passing(readings: Sequence[Reading], chosen: Filter) -> list[Label]:
 
 def as_json(hits: Sequence[Hit]) -> list[dict[str, Any]]:
     """Each label with all of its grades, and why it was found."""
-    return [{"by": hit.by, "value": hit.value} | asdict(hit.label) for hit in hits]
+    return [{"by": hit.by, "value": hit.value} | hit.label.as_json() for hit in hits]
 
 
 def to_terminal(hits: Sequence[Hit], console: Console, metric: str | None = None) -> None:

@@ -23,7 +23,7 @@ from starlette.staticfiles import StaticFiles
 from autointerp import charts
 from autointerp.errors import ConfigError, FeatureError, UserError
 from autointerp.guard import App, guarded
-from autointerp.page import _figure, pieces
+from autointerp.page import figure, pieces
 from autointerp.report import fit_line, scorer_line
 from autointerp.rows import Call, Explanation
 from autointerp.shelf import Book, Shelf
@@ -39,9 +39,9 @@ POINTS = 1500  # of the scatter; a larger dictionary is sampled
 AXIS = (-0.2, 1.0)  # ends of the interval bars
 
 
-def application(folder: Path, port: int) -> App:
-    """The guarded application of the run in a folder, to be reached under this port."""
-    site = Site(Shelf(folder))
+def application(folder: Path | Shelf, port: int) -> App:
+    """The guarded application of the run in a folder, or on a shelf that has read it, to be reached under this port."""
+    site = Site(folder if isinstance(folder, Shelf) else Shelf(folder))
     routes = [
         Route("/", site.answer(site.overview)),
         Route("/features", site.answer(site.features)),
@@ -62,7 +62,7 @@ class Site:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self.templates.filters |= {
-            "number": _figure, "visible": visible, "percent": _percent, "at": _at, "duration": _duration,
+            "number": figure, "visible": visible, "percent": _percent, "at": _at, "duration": _duration,
             "fit_line": fit_line, "scorer_line": scorer_line, "words": lambda text: text.replace("_", " "),
             "lines_visible": printable, "combine": lambda first, second: {**first, **second},
         }  # fmt: skip
@@ -206,11 +206,12 @@ def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
 
     with bound(port) as listener:
         port = listener.getsockname()[1]
-        with Shelf(folder).open() as book:
+        shelf = Shelf(folder)
+        with shelf.open() as book:
             n = sum(len(reading.labels) for reading in book.readings)
             state = ", still being written" if book.growing else ""
             say(f"{folder}: {n:,} features{state}\nhttp://127.0.0.1:{port}/  (Ctrl-C ends it)")
         settings = uvicorn.Config(
-            application(folder, port), log_level="warning", lifespan="off", server_header=False, ws="none"
+            application(shelf, port), log_level="warning", lifespan="off", server_header=False, ws="none"
         )
         uvicorn.Server(settings).run(sockets=[listener])

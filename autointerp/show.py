@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autointerp import store_report
 from autointerp.evidence import Texts
 from autointerp.people import Votes, votes
 from autointerp.population import feature_index
 from autointerp.report import Label, Reading, number
-from autointerp.rows import Explanation, Lens, Score, Split
+from autointerp.rows import Lens
 from autointerp.store import Sparse, Store
 from autointerp.store_lens import lenses
 from autointerp.text import printable
@@ -28,6 +29,7 @@ KINDS = {
     "B": "hard negatives of the score split: silent, though the label may claim them (stratum B)",
     "C": "other silent passages of the score split (stratum C)",
 }
+UNKNOWN = "left out by collect.features: nothing is known of it"
 BEFORE, AFTER = 20, 12  # tokens shown around the peak in the terminal; JSON has the whole passage
 
 
@@ -77,7 +79,7 @@ class Found:
     feature: int
     feature_id: str
     kind: str  # eligible, dense, too_rare, dead
-    density: float  # share of tokens on which it fires
+    density: float  # share of tokens on which it fires; 0 also for a feature that was not encoded: see `encoded`
     label: str  # the chosen label, 'not selected', or the reason in brackets
     chosen: Label | None  # None for a feature outside the run's selection
     counters: dict[str, dict[str, float]]  # split -> tokens, passages, documents, mean, max
@@ -88,6 +90,11 @@ class Found:
     lens: Lens | None  # tokens that it promotes and suppresses; None until `autointerp lens`
     candidates: list[Candidate]  # the chosen one first
     contexts: dict[str, list[Context]]  # by key of KINDS; evidence first, where the verdict has any
+
+    @property
+    def encoded(self) -> bool:
+        """False where collect.features left it out: then nothing is known of it, and its counters are no counts."""
+        return self.kind != "not_encoded"
 
 
 class Library:
@@ -104,29 +111,8 @@ class Library:
         return self.store.features(self.collection_id)
 
     @cached_property
-    def _sources(self) -> dict[str, str]:
-        return self.store.document_sources(self.collection_id)
-
-    @cached_property
-    def _explanations(self) -> dict[int, list[Explanation]]:
-        run = self.reading.run
-        found: dict[int, list[Explanation]] = {}
-        for row in self.store.explanations(self.collection_id, run.explainer_ids, run.features or []):
-            found.setdefault(row.feature, []).append(row)
-        return found
-
-    @cached_property
     def _votes(self) -> dict[tuple[int, str], Votes]:
         return votes(self.store, self.reading.collection["dictionary"])
-
-    @cached_property
-    def _ranks(self) -> dict[tuple[str, str], Score]:
-        """(explanation, split) -> its r_rank."""
-        splits: tuple[Split, ...] = ("select", "score")
-        return {
-            (score.explanation_id, split): score
-            for split in splits for score in self.store.scores(self.reading.run, split) if score.metric == "r_rank"
-        }  # fmt: skip
 
     def look_up(self, feature: str, contexts: int) -> Found:
         """The feature with at most so many contexts of each kind. Raises FeatureError for an unknown id."""
@@ -158,9 +144,10 @@ class Library:
         return result
 
     def _candidates(self, feature: int, label: Label | None) -> list[Candidate]:
-        found = []
-        for e in self._explanations.get(feature, []):
-            select, score = (self._ranks.get((e.explanation_id, split)) for split in ("select", "score"))
+        found, run = [], self.reading.run
+        ranks = store_report.ranks_of(self.store, run, feature)
+        for e in self.store.explanations(self.collection_id, run.explainer_ids, [feature]):
+            select, score = ranks.get((e.explanation_id, "select")), ranks.get((e.explanation_id, "score"))
             found.append(Candidate(
                 e.explanation_id, e.method, e.model, label is not None and label.explanation_id == e.explanation_id,
                 e.label, e.status, e.reason, select.value if select else None, score.value if score else None,
@@ -194,19 +181,27 @@ class Library:
             ids = [p for p, (s, cell) in predicted.cells.items() if s == stratum and cell != "rival"]
             # The negatives that the label claims most are the ones to learn from.
             chosen[stratum] = sorted(ids, key=lambda p: (-predicted.peak(p), p))[:limit]
-        self.texts.fetch(np.array([p for ids in chosen.values() for p in ids], dtype=np.int64))
+        wanted = [p for ids in chosen.values() for p in ids]
+        self.texts.fetch(np.array(wanted, dtype=np.int64))
+        documents = {p: self.texts.row(p).document_id for p in wanted}
+        sources = store_report.sources(self.store, self.collection_id, list(documents.values()))
         true = {"evidence": sample, "top": top, "sample": sample}
-        return {
-            kind: [self._context(kind, passage, true.get(kind, {}).get(passage), predicted) for passage in ids]
+        found = {
+            kind: [self._context(kind, passage, true.get(kind, {}).get(passage), predicted,
+                                 sources.get(documents[passage], "")) for passage in ids]
             for kind, ids in chosen.items()
-        }
+        }  # fmt: skip
+        self.texts.forget(wanted)  # a page that is open for days would end up with every passage in memory
+        return found
 
-    def _context(self, kind: str, passage: int, true: "_Spikes | None", predicted: "_Predictions") -> Context:
+    def _context(
+        self, kind: str, passage: int, true: "_Spikes | None", predicted: "_Predictions", source: str
+    ) -> Context:
         row, strings = self.texts.row(passage), self.texts.strings(passage)
         guess = predicted.by_passage.get(passage)
         return Context(
             kind=kind, cell=predicted.cells[passage][1] if passage in predicted.cells else None, passage_id=passage,
-            document_id=row.document_id, source=self._sources.get(row.document_id, ""), start=row.start,
+            document_id=row.document_id, source=source, start=row.start,
             strings=strings, activations=_dense(true, len(strings)),
             predicted=_dense(guess, len(strings)) if guess is not None else None,
             reason=predicted.failed.get(passage), masked=list(row.masked),
@@ -241,8 +236,9 @@ def look_up(reading: Reading, store: Store, feature: str, contexts: int) -> Foun
 
 
 def as_json(found: Found) -> dict[str, Any]:
-    """Everything about the feature as plain dicts and lists; passages are whole."""
-    return asdict(found)
+    """Everything about the feature as plain dicts and lists; passages are whole. Without counts where not encoded."""
+    chosen = None if found.chosen is None else found.chosen.as_json()
+    return asdict(found) | {"chosen": chosen} | ({} if found.encoded else {"density": None, "counters": {}})
 
 
 def _label_text(label: Label | None) -> str:
@@ -285,16 +281,16 @@ def window(context: Context, before: int, after: int) -> range:
 def to_terminal(found: Found, console: Console) -> None:
     """Print label, grades, rivals, counters and contexts, in this order."""
     console.print(Text(visible(found.label), style="bold"))
-    console.print(Text(
-        f"{found.feature_id}  {found.kind.replace('_', ' ')}, fires on {found.density:.2%} of tokens", style="dim"
-    ))  # fmt: skip
+    fires = UNKNOWN if not found.encoded else f"fires on {found.density:.2%} of tokens"
+    console.print(Text(f"{found.feature_id}  {found.kind.replace('_', ' ')}, {fires}", style="dim"))
     if found.chosen is not None:
         if found.chosen.verdict is not None:
             console.print(_verdict(found.chosen))
         console.print(_grades(found.chosen))
     if found.candidates:
         console.print(_rivals(found.candidates))
-    _print_counters(found, console)
+    if found.encoded:
+        _print_counters(found, console)
     for kind, contexts in found.contexts.items():
         if contexts:
             console.print()

@@ -45,7 +45,7 @@ PACKED_ROWS = 4096  # passages packed at a time
 # On select the candidates of a feature are compared under one design. Labels of people join them later: a design with
 # `+n` after its id compares a feature's candidates with the first n of them (keys.joined), and the last to be scored
 # counts. NULL where nothing is scored.
-_DESIGNS = """
+DESIGNS = """
     SELECT feature, max_by(scorer_id, coalesce(try_cast(split_part(scorer_id, '+', 2) AS INTEGER), 0)) AS scorer_id
     FROM score
     WHERE collection_id = $collection AND split = 'select' AND metric = 'r_rank' AND simulator_id = $simulator
@@ -55,16 +55,16 @@ _DESIGNS = """
 
 # What readers join first: for each feature the candidate that did best on select, by a judge's detection where one
 # chooses, then by r_rank. Of equals an explainer's comes before one of people: it was there first; then by id.
-_CHOSEN = f"""
+CHOSEN = f"""
     SELECT e.*, s.value AS select_score, s.reason AS select_reason
-    FROM explanation e LEFT JOIN ({_DESIGNS}) c USING (feature) LEFT JOIN score s
+    FROM explanation e LEFT JOIN ({DESIGNS}) c USING (feature) LEFT JOIN score s
       ON s.explanation_id = e.explanation_id AND s.split = 'select' AND s.metric = 'r_rank'
      AND s.simulator_id = $simulator AND s.scorer_id = c.scorer_id
     LEFT JOIN score d
       ON d.explanation_id = e.explanation_id AND d.split = 'select' AND d.metric = 'detection_f1'
      AND d.simulator_id = $detector AND d.scorer_id = c.scorer_id
     WHERE e.collection_id = $collection AND e.status = 'ok' AND list_contains($explainers, e.explainer_id)
-      AND list_contains($features, e.feature)
+      AND e.feature IN (SELECT unnest($features))
     QUALIFY row_number() OVER (
         PARTITION BY e.feature
         ORDER BY d.value DESC NULLS LAST, s.value DESC NULLS LAST, e.author IS NOT NULL, e.explanation_id
@@ -534,7 +534,7 @@ class Store:
         """Every candidate of these explainers for these features, failures included, by feature and id."""
         found = self._rows(
             "SELECT * FROM explanation WHERE collection_id = ? AND list_contains(?, explainer_id) "
-            "AND list_contains(?, feature) ORDER BY feature, explainer_id, draw",
+            "AND feature IN (SELECT unnest(?)) ORDER BY feature, explainer_id, draw",
             [collection_id, list(explainer_ids), list(features)],
         )
         return [Explanation(**row) for row in found]
@@ -550,15 +550,14 @@ class Store:
     def chosen(self, run: Run) -> list[Explanation]:
         """For each selected feature, the candidate of the run that did best on select, by feature."""
         found = self._rows(
-            f"SELECT * EXCLUDE (select_score, select_reason) FROM ({_CHOSEN}) ORDER BY feature",
-            _asked(run) | {"explainers": run.explainer_ids, "detector": run.detector_id},
+            f"SELECT * EXCLUDE (select_score, select_reason) FROM ({CHOSEN}) ORDER BY feature", chosen_parameters(run)
         )
         return [Explanation(**row) for row in found]
 
     def drawn(self, explanation_ids: Sequence[str], scorer_id: str, split: Split) -> dict[str, list[Draw]]:
         """The scoring sets already drawn, by explanation."""
         found = self._rows(
-            "SELECT * FROM draw WHERE list_contains(?, explanation_id) AND scorer_id = ? AND split = ? "
+            "SELECT * FROM draw WHERE explanation_id IN (SELECT unnest(?)) AND scorer_id = ? AND split = ? "
             "ORDER BY explanation_id, stratum, kind, passage_id",
             [list(explanation_ids), scorer_id, split],
         )
@@ -570,7 +569,7 @@ class Store:
     def simulated(self, explanation_ids: Sequence[str], simulator_id: str, split: Split) -> dict[str, set[int]]:
         """Passages that already have a simulation row, by explanation."""
         rows = self.db.execute(
-            "SELECT explanation_id, list(passage_id) FROM simulation WHERE list_contains(?, explanation_id) "
+            "SELECT explanation_id, list(passage_id) FROM simulation WHERE explanation_id IN (SELECT unnest(?)) "
             "AND simulator_id = ? AND split = ? GROUP BY explanation_id",
             [list(explanation_ids), simulator_id, split],
         )
@@ -578,15 +577,19 @@ class Store:
 
     def simulations(self, explanation_id: str, simulator_id: str, split: Split) -> tuple[Sparse, dict[int, str]]:
         """Predictions of one label by passage id, and the passages without one with the reason."""
+        # In two steps, because those of a label lie together: what is far from the first and the last is not read.
+        asked = [explanation_id, simulator_id, split]
+        where = "explanation_id = ? AND simulator_id = ? AND split = ?"
+        ends = self._one(f"SELECT min(rowid), max(rowid) FROM simulation WHERE {where}", asked)
+        first, last = ends if ends is not None and ends[0] is not None else (0, -1)
+        near = f"rowid BETWEEN {int(first)} AND {int(last)} AND {where}"
         table = self._arrow(
-            "SELECT passage_id, positions, predicted FROM simulation WHERE explanation_id = ? AND simulator_id = ? "
-            "AND split = ? AND status = 'ok' ORDER BY passage_id",
-            [explanation_id, simulator_id, split],
+            f"SELECT passage_id, positions, predicted FROM simulation WHERE {near} AND status = 'ok' "
+            "ORDER BY passage_id",
+            asked,
         )
         failed = self.db.execute(
-            "SELECT passage_id, reason FROM simulation WHERE explanation_id = ? AND simulator_id = ? AND split = ? "
-            "AND status <> 'ok'",
-            [explanation_id, simulator_id, split],
+            f"SELECT passage_id, reason FROM simulation WHERE {near} AND status <> 'ok'", asked
         ).fetchall()
         sparse = Sparse(
             table["passage_id"].to_numpy(),
@@ -598,16 +601,16 @@ class Store:
 
     def scored(self, score_ids: Sequence[str]) -> set[str]:
         """Which of these scores exist."""
-        rows = self.db.execute("SELECT score_id FROM score WHERE list_contains(?, score_id)", [list(score_ids)])
+        rows = self.db.execute("SELECT score_id FROM score WHERE score_id IN (SELECT unnest(?))", [list(score_ids)])
         return {score for (score,) in rows.fetchall()}
 
     def scores(self, run: Run, split: Split) -> list[Score]:
         """Every score of the run's explainers, simulator and design on one split, by feature and metric."""
         found = self._rows(
-            f"SELECT s.* FROM score s JOIN explanation e USING (explanation_id) LEFT JOIN ({_DESIGNS}) c "
+            f"SELECT s.* FROM score s JOIN explanation e USING (explanation_id) LEFT JOIN ({DESIGNS}) c "
             "ON c.feature = s.feature WHERE s.collection_id = $collection AND s.split = $split "
             "AND s.simulator_id = $grader AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer) "
-            "AND list_contains($explainers, e.explainer_id) AND list_contains($features, s.feature) "
+            "AND list_contains($explainers, e.explainer_id) AND s.feature IN (SELECT unnest($features)) "
             "ORDER BY s.feature, s.explanation_id, s.metric",
             _asked(run) | {"split": split, "grader": run.grader(split), "explainers": run.explainer_ids},
         )
@@ -616,9 +619,9 @@ class Store:
     def judged(self, run: Run, split: Split) -> list[Score]:
         """Every score of the run's judges on its design, on one split, by feature and metric."""
         found = self._rows(
-            f"SELECT s.* FROM score s LEFT JOIN ({_DESIGNS}) c ON c.feature = s.feature "
+            f"SELECT s.* FROM score s LEFT JOIN ({DESIGNS}) c ON c.feature = s.feature "
             "WHERE s.collection_id = $collection AND s.split = $split AND list_contains($judges, s.simulator_id) "
-            "AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer) AND list_contains($features, s.feature) "
+            "AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer) AND s.feature IN (SELECT unnest($features)) "
             "ORDER BY s.feature, s.explanation_id, s.metric",
             _asked(run) | {"split": split, "judges": run.judge_ids or []},
         )
@@ -626,7 +629,9 @@ class Store:
 
     def concluded(self, verdict_ids: Sequence[str]) -> set[str]:
         """Which of these verdicts exist."""
-        rows = self.db.execute("SELECT verdict_id FROM verdict WHERE list_contains(?, verdict_id)", [list(verdict_ids)])
+        rows = self.db.execute(
+            "SELECT verdict_id FROM verdict WHERE verdict_id IN (SELECT unnest(?))", [list(verdict_ids)]
+        )
         return {verdict for (verdict,) in rows.fetchall()}
 
     def verdicts(self, run: Run, thresholds_id: str) -> dict[str, Verdict]:
@@ -708,6 +713,11 @@ class Store:
 
     def _arrow(self, sql: str, parameters: Any = None) -> pa.Table:
         return self.db.sql(sql, params=parameters).to_arrow_table()
+
+
+def chosen_parameters(run: Run) -> dict[str, Any]:
+    """What the query CHOSEN asks for."""
+    return _asked(run) | {"explainers": run.explainer_ids, "detector": run.detector_id}
 
 
 def snapshot_path(path: Path) -> Path:

@@ -218,8 +218,7 @@ def sweep(
     width = settings.collect.context_tokens
     allotment = Allotment.plan(settings.corpus, width, subject.tokenizer)
     total = allotment.total(shard)
-    bar.start("collect", total=None if total is None else total * width, unit="tok")
-    bar.advance(kept.n_contexts * width)
+    bar.start("collect", None if total is None else total * width, "tok", done=kept.n_contexts * width)
     stream = _read_ahead(contexts(
         settings.corpus, subject.tokenizer, width, settings.collect.split_salt, allotment=allotment, shard=shard,
         skip=place.documents,

@@ -3,8 +3,11 @@
 import contextlib
 import resource
 import sys
+import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 
@@ -14,13 +17,21 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
+from autointerp import logs
 from autointerp.errors import UserError
+from autointerp.text import printable
+
+NOTE = 60  # characters of the newest label that are shown
 
 
 @dataclass
@@ -60,16 +71,29 @@ class Tally:
 
 
 class Bar:
-    """A progress bar on stderr: rate, time left, what is being done. Silent where stderr is not a terminal."""
+    """How far a stage is, on stderr: rate, time left, dollars so far, the newest label.
+
+    A bar on a terminal, a line from time to time elsewhere, JSON lines where they were asked for (see `logs`).
+
+    enabled  False says nothing, True always draws the bar; None is what the process was asked for
+    """
 
     def __init__(self, enabled: bool | None = None) -> None:
-        console = Console(stderr=True)
+        out = logs.current()
+        silent = enabled is False or (enabled is None and out.quiet)
+        self._form: logs.Form | None = None if silent else "bar" if enabled else out.form
+        self.cost: Callable[[], float] | None = None  # dollars so far; set by who can ask models
         self._progress = Progress(
-            TextColumn("{task.description:>9}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[unit]}"),
-            TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("[dim]{task.fields[note]}"),
-            console=console, transient=True, disable=not (console.is_terminal if enabled is None else enabled),
+            _column("{task.description:>9}"), BarColumn(bar_width=24), MofNCompleteColumn(),
+            _column("{task.fields[unit]}"), _Rate(), TimeElapsedColumn(), TimeRemainingColumn(),
+            _column("{task.fields[usd]}"), _column("{task.fields[note]}", style="dim"),
+            console=Console(stderr=True), transient=True, disable=self._form != "bar",
         )  # fmt: skip
         self._task: TaskID | None = None
+        self._stage, self._unit = "", ""
+        self._total: float | None = None
+        self._done = self._said_done = 0.0
+        self._said, self._newest = 0.0, ""
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -80,17 +104,75 @@ class Bar:
     ) -> None:
         self._progress.stop()
 
-    def start(self, description: str, total: float | None, unit: str) -> None:
-        """Begin a new bar in place of the last one."""
+    def start(self, description: str, total: float | None, unit: str, done: float = 0.0) -> None:
+        """Begin a new bar in place of the last one; `done` was done by an earlier process."""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(description, total=total, unit=unit, note="")
+        self._task = self._progress.add_task(
+            printable(description), total=total, completed=done, unit=unit, note="", usd=""  # type: ignore[arg-type]
+        )
+        self._stage, self._total, self._unit, self._newest = description, total, unit, ""
+        self._done = self._said_done = done
+        self._said = time.monotonic()
+        if self._form == "json":
+            logs.event("start", stage=description, total=total, unit=unit)
 
     def advance(self, n: float = 1, note: str | None = None) -> None:
-        """Move the bar; `note` replaces the text at its end."""
-        if self._task is not None:
-            fields = {} if note is None else {"note": note}
-            self._progress.update(self._task, advance=n, **fields)  # type: ignore[arg-type]
+        """Move the bar; `note`, such as the newest label, replaces the text at its end."""
+        if self._task is None or self._form is None:
+            return
+        self._done += n
+        if note is not None:
+            self._newest = printable(" ".join(note.split()))
+        if self._form == "bar":
+            usd = self.cost() if self.cost is not None else 0.0
+            shown = f"${usd:.4f}" if usd else ""
+            self._progress.update(self._task, advance=n, note=self._newest[:NOTE], usd=shown)
+        elif (seconds := time.monotonic() - self._said) >= logs.EVERY_S:
+            self._tell(seconds)
+
+    def ended(self, tally: Tally) -> bool:
+        """Tell how a stage ended, in the forms that have an event for it; False where its line is still to be said."""
+        if self._form == "json":
+            logs.event(
+                "end", stage=tally.stage, ok=tally.ok, failed=dict(tally.failed), seconds=round(tally.seconds, 3),
+                tokens=tally.tokens, note=tally.note,
+            )  # fmt: skip
+            return True
+        return False
+
+    def _tell(self, seconds: float) -> None:
+        """A line of progress; the rate is that of the time since the line before."""
+        rate = (self._done - self._said_done) / seconds if seconds else 0.0
+        left = (self._total - self._done) / rate if self._total is not None and rate else None
+        usd = self.cost() if self.cost is not None else None
+        self._said, self._said_done = time.monotonic(), self._done
+        if self._form == "json":
+            logs.event(
+                "progress", stage=self._stage, done=self._done, total=self._total, unit=self._unit,
+                per_second=round(rate, 4), seconds_left=None if left is None else round(left, 1), usd=usd,
+                newest=self._newest or None,
+            )  # fmt: skip
+            return
+        of = "" if self._total is None else f" of {self._total:,.0f}"
+        parts = [f"{self._stage}: {self._done:,.0f}{of} {self._unit}", f"{rate:,.2f}/s"]
+        parts += [f"{timedelta(seconds=round(left))} left"] if left is not None else []
+        parts += [f"${usd:.4f}"] if usd else []
+        logs.say(", ".join(parts) + (f"; newest: {self._newest[:NOTE]}" if self._newest else ""))
+
+
+class _Rate(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        """The rate of the last seconds."""
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
+
+
+def _column(text: str, style: str = "none") -> TextColumn:
+    """Text as it is: a label with square brackets in it is no markup, and a long one does not push the rest away."""
+    return TextColumn(text, style=style, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
 
 
 def available_memory_bytes() -> int:

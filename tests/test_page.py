@@ -145,7 +145,7 @@ def test_every_label_and_figure_is_on_the_page(run: tuple[Reading, Store], html:
     text = Tags(html).text
     for label in reading.labels:
         assert label.label is None or label.label in text
-    assert page._figure(reading.summary["r_rank"]["mean"]) in text
+    assert page.figure(reading.summary["r_rank"]["mean"]) in text
     assert f"n = {reading.summary['r_rank']['n']}" in text
     assert reading.collection["hookpoint"] in text
     assert all(stage in text for stage in reading.summary["stages"])
@@ -167,10 +167,56 @@ def test_two_renderings_are_the_same(run: tuple[Reading, Store], html: str) -> N
     assert page.render(*run) == html
 
 
-def test_a_large_run_leaves_contexts_to_show(run: tuple[Reading, Store], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(page, "BUDGET", ((1, {"top": 1}),))
-    text = Tags(page.render(*run)).text
-    assert "autointerp show" in text and "too many features" in text
+def many(reading: Reading, n: int, label: str = "a label") -> Reading:
+    """The reading with so many features, of every verdict, graded from 0 to 1; every tenth has no grade."""
+    words = ["good", "too_broad", "no_pattern", None]
+    labels = [
+        replace(
+            reading.labels[i % len(reading.labels)], feature=i, feature_id=f"sae/{i}", verdict=words[i % 4],
+            label=f"{label} {i}", r_rank=None if i % 10 == 9 else i / n,
+        )
+        for i in range(n)
+    ]  # fmt: skip
+    return replace(reading, labels=labels)
+
+
+def test_of_a_large_run_the_best_the_worst_and_some_of_each_verdict_are_shown(run: tuple[Reading, Store]) -> None:
+    labels = many(run[0], 5000).labels
+    shown = page.chosen(labels, seed=0)
+    graded = [label.feature for label in labels if label.r_rank is not None]
+    ids = [label.feature for label in shown]
+    assert ids[: page.BEST] == graded[: -page.BEST - 1 : -1], "the best come first"
+    assert set(graded[: page.WORST]) <= set(ids)
+    for verdict in ("good", "too_broad", "no_pattern", None):
+        assert sum(label.verdict == verdict for label in shown) >= page.EACH
+    assert len(shown) < page.WHOLE and ids == [label.feature for label in page.chosen(labels, seed=0)]
+    assert ids != [label.feature for label in page.chosen(labels, seed=1)]
+    assert len(page.chosen(labels[: page.WHOLE], seed=0)) == page.WHOLE
+
+
+def test_a_large_run_lists_the_other_features_and_says_how_many_it_leaves_out(
+    run: tuple[Reading, Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "WHOLE", 3)
+    monkeypatch.setattr(page, "LISTED", 3000)
+    for name in ("BEST", "WORST", "EACH"):
+        monkeypatch.setattr(page, name, 1)
+    result = page.render(many(run[0], 60), run[1])
+    tags = Tags(result)
+    whole = sum(attrs.get("class") == "detail" for tag, attrs in tags.found if tag == "tr")
+    listed = int(re.findall(r"([\d,]+) more, best first", tags.text)[0])
+    left = int(re.findall(r"([\d,]+) are left out", tags.text)[0])
+    assert f"{whole} of 60 selected features" in tags.text and whole + listed + left == 60 and left > 0 < listed
+    assert result.count("</tr>") - result.count("</tr>", 0, result.index("The other features")) >= listed
+
+
+def test_a_page_stays_below_5_mb_whatever_the_labels_are(run: tuple[Reading, Store]) -> None:
+    huge = many(run[0], 500, label=HOSTILE * 2000)
+    result = page.render(huge, run[1])
+    assert len(result.encode()) < 5_000_000
+    tags = Tags(result)
+    assert tags.count("script") == 1 and tags.count("img") == 0
+    assert "autointerp show" in tags.text and "more, best first" in tags.text
 
 
 @pytest.mark.parametrize(
@@ -178,4 +224,4 @@ def test_a_large_run_leaves_contexts_to_show(run: tuple[Reading, Store], monkeyp
     [(-0.001, ".2f", "0.00"), (-0.256, "+.2f", "−0.26"), (0.5, "+.2f", "+0.50"), (0.0, "+.2f", "0.00"), (None, ".2f", "–")],
 )
 def test_numbers_are_set_for_people(value: float | None, spec: str, text: str) -> None:
-    assert page._figure(value, spec) == text
+    assert page.figure(value, spec) == text

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from autointerp import __version__
+from autointerp import __version__, logs
 from autointerp.cli.options import app
 from autointerp.errors import UserError
 
@@ -25,14 +25,15 @@ from autointerp.cli import (  # noqa: F401  each adds its commands, in this orde
 
 def main() -> None:
     """Entry point: turns errors that the user can act on into one line and exit code 2."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logs.configure()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[logs.Handler()])
     try:
         app()
     except UserError as problem:
-        print(f"autointerp: {' '.join(str(problem).split())}", file=sys.stderr)
+        logs.problem(" ".join(str(problem).split()), 2)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("autointerp: interrupted; run the same command again to go on", file=sys.stderr)
+        logs.problem("interrupted; run the same command again to go on", 130)
         raise SystemExit(130) from None
     except BrokenPipeError:
         sys.stderr.close()
@@ -50,8 +51,13 @@ def _root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="on stderr, warnings and errors only")] = False,
+    log_format: Annotated[
+        str,
+        typer.Option("--log-format", help="stderr: bar, lines, json (an object a line); auto: bar on a terminal"),
+    ] = "auto",
 ) -> None:
-    pass
+    logs.configure(log_format, quiet)
 
 
 def _with_examples_apart(doc: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -45,18 +45,27 @@ def search(
 ) -> None:
     """Labels that hold a text, then labels that mean something like it.
 
-    The first are ordered by grade; the others by cosine between the packaged sentence encoder's vectors.
+    The first are ordered by grade; the others by cosine between the packaged sentence encoder's vectors, which are kept
+    beside the run for the next search.
 
     autointerp search "days of the week"
     autointerp search war results/demo --verdict good --json
     """
+    from autointerp import label_vectors
     from autointerp import search as finding
-    from autointerp.simulators.sentences import sentence_vectors
     from autointerp.tally import Bar
 
     chosen = finding.Filter(frozenset(verdict or ()), frozenset(kind or ()), method, (min_density, max_density))
-    with readings_of(run, config, overrides, dictionary) as (readings, _, _), Bar() as bar:
-        hits = finding.search(readings, text, n, chosen, lambda texts: sentence_vectors(texts, bar))
+    with readings_of(run, config, overrides, dictionary) as (readings, _, folder), Bar() as bar:
+
+        def vectors(texts: Sequence[str]) -> Any:
+            from autointerp.simulators.embedding import PACKAGED_ENCODER  # torch takes seconds
+            from autointerp.simulators.sentences import sentence_vectors
+
+            read = label_vectors.kept(folder, PACKAGED_ENCODER, lambda new: sentence_vectors(new, bar))
+            return read(texts)
+
+        hits = finding.search(readings, text, n, chosen, vectors)
     _print(hits, json_, None)
 
 

@@ -1,6 +1,5 @@
 """What commands share: the application, its common options, and how a configuration, a run or a reading is opened."""
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,15 @@ import typer
 from autointerp import config as configuration
 from autointerp.config import Settings
 from autointerp.errors import UserError
+from autointerp.logs import say as say  # commands take it from here
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown",
     help="Label the features of a sparse autoencoder, and say how far each label can be trusted.\n\n"
     "    autointerp run                      every stage, with config.toml\n\n"
     "    autointerp show 17                  one feature: label, grades, contexts\n\n"
-    "    autointerp report --json            the figures",
+    "    autointerp report --json            the figures\n\n"
+    "    autointerp --log-format json run    one JSON object a line on stderr",
 )  # fmt: skip
 
 ConfigFile = Annotated[
@@ -63,10 +64,6 @@ def load(config: Path | None, overrides: list[str] | None) -> Settings:
     return configuration.load(config, overrides or [])
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr)
-
-
 @contextmanager
 def opened(config: Path | None, overrides: list[str] | None, database: Path | None = None) -> Iterator[Any]:
     """A checked configuration on its open store: the run's, or another file (a bare name is put into its folder)."""
@@ -101,9 +98,13 @@ Dictionary = Annotated[
 
 @contextmanager
 def readings_of(
-    run: Path | None, config: Path | None, overrides: list[str] | None, dictionary: str | None = None
-) -> Iterator[tuple[list[Any], Any, Path]]:
-    """(readings, store, folder) of a run: every dictionary of its configuration, or the one of this name."""
+    run: Path | None, config: Path | None, overrides: list[str] | None, dictionary: str | None = None,
+    only: list[int] | None = None,
+) -> Iterator[tuple[list[Any], Any, Path]]:  # fmt: skip
+    """(readings, store, folder) of a run: every dictionary of its configuration, or the one of this name.
+
+    only  features to read, where a command needs no others
+    """
     from autointerp import report
     from autointerp.store import Store
 
@@ -111,4 +112,5 @@ def readings_of(
     with Store.read(folder / "run.duckdb") as store:
         if store.snapshot_of is not None:
             say("the run is still being written: reading its latest snapshot")
-        yield report.read_all(store) if dictionary is None else [report.read(store, dictionary)], store, folder
+        found = report.read_all(store, only) if dictionary is None else [report.read(store, dictionary, only)]
+        yield found, store, folder

@@ -14,26 +14,33 @@ from autointerp.cli.options import ConfigFile, Dictionary, Overrides, RunFolder,
 def report(
     run: RunFolder = None,
     json_: Annotated[bool, typer.Option("--json", help="figures and labels as JSON on stdout")] = False,
+    format: Annotated[
+        str, typer.Option("--format", "-f", help="what is written: html, the page; md, a summary of a few kB")
+    ] = "html",
     all_: Annotated[bool, typer.Option("--all", help="print every label")] = False,
     dictionary: Dictionary = None,
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """The labels with their grades, and the figures of the whole; writes report.html.
+    """The labels with their grades, and the figures of the whole; writes report.html, or report.md.
 
-    With several dictionaries there is one page, and in the JSON one object, for each.
+    The page is one file below 5 MB that opens without a network: of a large run it shows the best features, the worst,
+    and some of each verdict at random. With several dictionaries there is one page, and in the JSON one object, for
+    each.
 
     autointerp report
+    autointerp report --format md
     autointerp report results/demo --json
     """
     from autointerp import report as reports
 
+    reports.check_format(format)
     with readings_of(run, config, overrides, dictionary) as (readings, store, folder):
         if json_:
             found = [reports.as_json(reading) for reading in readings]
             print(json.dumps(found[0] if len(found) == 1 else found, indent=2, ensure_ascii=False))
             return
-        pages = [reports.write(reading, store, folder) for reading in readings]
+        pages = [reports.write(reading, store, folder, format) for reading in readings]
         for reading in readings:
             reports.to_terminal(reading, Console(), limit=None if all_ else 40)
     print("\n" + "\n".join(str(page) for page in pages))
@@ -56,7 +63,9 @@ def show(
     """
     from autointerp import show as shows
 
-    with readings_of(run, config, overrides, dictionary) as (readings, store, _):
+    number = feature.rpartition("/")[2]
+    only = [int(number)] if number.isascii() and number.isdigit() else []  # what is no number is refused below
+    with readings_of(run, config, overrides, dictionary, only) as (readings, store, _):
         named = [reading for reading in readings if reading.run.dictionary == feature.rpartition("/")[0]]
         found = shows.look_up((named or readings)[0], store, feature, contexts)
         if json_:

@@ -1,0 +1,130 @@
+"""The SQL of the report: every label of a run with its grades in one pass, and what is asked of one feature.
+
+A run may have 100,000 features and twenty numbers for each, so nothing here is asked feature by feature or made a
+record per number: the database turns numbers into columns, one row a feature.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from autointerp.grades import METRICS
+from autointerp.rows import Run, Score, Split
+from autointerp.store import CHOSEN, DESIGNS, Store, chosen_parameters
+
+# Metrics with an interval, as columns <metric>_lo and <metric>_hi.
+INTERVALS = ("r_rank", "r_pop")
+
+
+def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Table:
+    """One row per selected feature, ascending: its chosen candidate, every metric on score, and its verdict.
+
+    n_tokens  heaviest tokens of the feature that are read, as `top_tokens`
+
+    explanation_id, label, method, model and author are NULL where there is no label, and `failed` may say why. Metrics are
+    columns of their names; `ranked` says whether there is a row of r_rank, `reason` why it has no value, `n` on how
+    many passages it was computed. `verdict` and `evidence` (JSON) are NULL where none was given.
+    """
+    value = [f"max(value) FILTER (metric = '{metric}') AS \"{metric}\"" for metric in METRICS]
+    ends = [f'max({end}) FILTER (metric = \'{metric}\') AS "{metric}_{end}"'
+            for metric in INTERVALS for end in ("lo", "hi")]  # fmt: skip
+    return store.db.sql(
+        f"""
+        WITH selected AS (SELECT unnest($features)::INTEGER AS feature),
+        chosen AS ({CHOSEN}),
+        failed AS (
+            SELECT feature, arg_max(reason, (explainer_id, draw)) AS failed
+            FROM explanation SEMI JOIN selected USING (feature)
+            WHERE collection_id = $collection AND status <> 'ok' AND list_contains($explainers, explainer_id)
+            GROUP BY feature
+        ),
+        number AS (
+            SELECT explanation_id, {", ".join(value + ends)}, count(*) FILTER (metric = 'r_rank') > 0 AS ranked,
+                   max(reason) FILTER (metric = 'r_rank') AS reason, max(n) FILTER (metric = 'r_rank') AS n
+            FROM score SEMI JOIN chosen USING (explanation_id)
+            WHERE collection_id = $collection AND split = 'score' AND simulator_id = $grader AND scorer_id = $scorer
+            GROUP BY explanation_id
+        ),
+        judged AS (
+            SELECT explanation_id, verdict, evidence FROM verdict SEMI JOIN chosen USING (explanation_id)
+            WHERE collection_id = $collection AND simulator_id = $grader AND scorer_id = $scorer
+              AND thresholds_id = $thresholds
+        ),
+        heavy AS (
+            SELECT feature, top_tokens[1:$n_tokens] AS top_tokens FROM feature SEMI JOIN selected USING (feature)
+            WHERE collection_id = $collection
+        )
+        SELECT selected.feature, chosen.explanation_id, chosen.label, chosen.method, chosen.model, chosen.author,
+               failed.failed,
+               number.* EXCLUDE (explanation_id), judged.verdict, judged.evidence, heavy.top_tokens
+        FROM selected LEFT JOIN chosen USING (feature) LEFT JOIN failed USING (feature) LEFT JOIN heavy USING (feature)
+        LEFT JOIN number ON number.explanation_id = chosen.explanation_id
+        LEFT JOIN judged ON judged.explanation_id = chosen.explanation_id
+        ORDER BY selected.feature
+        """,
+        params=chosen_parameters(run) | {
+            "grader": run.simulator_id, "thresholds": thresholds_id, "n_tokens": n_tokens,
+        },
+    ).to_arrow_table()  # fmt: skip
+
+
+def by_explainer(store: Store, run: Run, eligible: Sequence[int]) -> list[dict[str, Any]]:
+    """Per method, provider and model: the sum of r_rank on score over the features that it labelled.
+
+    Each is represented, on every eligible feature, by its own candidate that did best on select; `labelled` counts
+    those features, `total` sums their grades, one without a grade counting 0. provider is NULL where nobody was asked;
+    base_url where the server is the provider's own. By method, provider, model.
+    """
+    result = store.db.execute(
+        f"""
+        WITH eligible AS (SELECT unnest($eligible)::INTEGER AS feature),
+        who AS (
+            SELECT e.explainer_id, e.method, e.model, any_value(c.provider) AS provider,
+                   any_value(c.base_url) AS base_url
+            FROM explanation e LEFT JOIN call c USING (call_id)
+            WHERE e.collection_id = $collection AND list_contains($explainers, e.explainer_id)
+              AND e.feature IN (SELECT unnest($features))
+            GROUP BY ALL
+        ),
+        best AS ({CHOSEN.replace("PARTITION BY e.feature", "PARTITION BY e.explainer_id, e.feature")}),
+        found AS (
+            SELECT b.explainer_id, count(*) AS labelled, sum(coalesce(s.value, 0)) AS total
+            FROM best b SEMI JOIN eligible USING (feature) LEFT JOIN score s
+              ON s.explanation_id = b.explanation_id AND s.split = 'score' AND s.metric = 'r_rank'
+             AND s.simulator_id = $grader AND s.scorer_id = $scorer AND s.collection_id = $collection
+            GROUP BY b.explainer_id
+        )
+        SELECT explainer_id, method, provider, base_url, model, coalesce(labelled, 0)::BIGINT AS labelled,
+               coalesce(total, 0)::DOUBLE AS total
+        FROM who LEFT JOIN found USING (explainer_id)
+        ORDER BY method, provider, base_url, model, explainer_id
+        """,
+        chosen_parameters(run) | {"eligible": list(eligible), "grader": run.simulator_id},
+    )
+    names = [column[0] for column in result.description or []]
+    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+
+
+def ranks_of(store: Store, run: Run, feature: int) -> dict[tuple[str, Split], Score]:
+    """(candidate of a feature, split) -> its r_rank."""
+    found: dict[tuple[str, Split], Score] = {}
+    for split in ("select", "score"):
+        rows = store.db.execute(
+            f"SELECT s.* FROM score s LEFT JOIN ({DESIGNS}) c USING (feature) WHERE s.collection_id = $collection "
+            "AND s.feature = $feature AND s.split = $split AND s.metric = 'r_rank' AND s.simulator_id = $grader "
+            "AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer)",
+            {"collection": run.collection_id, "simulator": run.grader("select"), "scorer": run.scorer_id,
+             "feature": feature, "split": split, "grader": run.grader(split)},
+        ).fetchall()
+        found |= {(score.explanation_id, score.split): score for score in (Score(*row) for row in rows)}
+    return found
+
+
+def sources(store: Store, collection_id: str, documents: Sequence[str]) -> dict[str, str]:
+    """Where these documents came from, by id."""
+    rows = store.db.execute(
+        "SELECT document_id, source FROM document WHERE collection_id = ? AND document_id IN (SELECT unnest(?))",
+        [collection_id, sorted(set(documents))],
+    )
+    return dict(rows.fetchall())
