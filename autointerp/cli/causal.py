@@ -14,6 +14,7 @@ from autointerp.errors import ConfigError
 if TYPE_CHECKING:
     from autointerp.intervene import Kind
     from autointerp.steer import Steerer
+    from autointerp.tally import Bar
 
 
 @app.command()
@@ -64,9 +65,8 @@ def steer(
     with readings_of(run, config, overrides, dictionary) as (readings, store, _), Bar() as bar:
         wanted = [name for name in (feature, *(features or [])) if name is not None]
         steerer = steering.Steerer(_reading(readings, wanted), store)
-        found = steerer.steer(
-            _changed(steerer, wanted, label), prompt, strengths, edit, steering.Sampling(tokens, temperature, seed), bar
-        )
+        changed = _changed(steerer, wanted, label, bar)
+        found = steerer.steer(changed, prompt, strengths, edit, steering.Sampling(tokens, temperature, seed), bar)
     if json_:
         print(json.dumps(steering.as_json(found), indent=2, ensure_ascii=False))
     else:
@@ -91,9 +91,9 @@ def _reading(readings: list[Any], wanted: list[str]) -> Any:
     return next((reading for reading in readings if reading.run.dictionary in names), readings[0])
 
 
-def _changed(steerer: "Steerer", wanted: list[str], label: str | None) -> list[Any]:
+def _changed(steerer: "Steerer", wanted: list[str], label: str | None, bar: "Bar") -> list[Any]:
     found = [steerer.changed(name) for name in wanted]
-    return found if label is None else [*found, steerer.by_meaning(label)]
+    return found if label is None else [*found, steerer.by_meaning(label, bar)]
 
 
 @app.command("lens")
