@@ -132,3 +132,47 @@ def lens_(
             return
         for reading in readings:
             lenses.to_terminal(reading, store, Console(), tokens, all_)
+
+
+@app.command("causal")
+def causal_(
+    run: RunFolder = None,
+    features: Annotated[
+        str | None, typer.Option("--features", help="ids, such as 17,650; default all labelled", show_default=False)
+    ] = None,
+    kl: Annotated[float, typer.Option("--kl", min=0.01, max=5, help="nats per token that each push may cost")] = 0.5,
+    json_: Annotated[bool, typer.Option("--json", help="summary and every number as JSON")] = False,
+    dictionary: Dictionary = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Whether turning a feature up makes what its label names likelier than random directions at the same KL do.
+
+    A second axis: no grade, choice of label or verdict reads it. Features that are scored already are not scored again,
+    so an interrupted command goes on where it was.
+
+    autointerp causal
+    autointerp causal results/demo --features 17,650 --json
+    autointerp sql "SELECT feature, value, lo, hi FROM score WHERE metric = 'causal' ORDER BY value DESC"
+    """
+    from autointerp import causal, causal_shown
+    from autointerp.population import listed
+    from autointerp.store import Store
+    from autointerp.tally import Bar
+
+    folder, named = folder_of(run, config, overrides), listed(features) if features else []
+    with readings_of(folder, None, None, dictionary) as (readings, store, _):
+        chosen = [_reading(readings, named)] if named else readings
+        asked = [(reading, causal.wanted(reading, named)) for reading in chosen]
+        todo = any(causal.pending(reading, store, labels, kl) for reading, labels in asked)
+    if todo:
+        with Store.create(folder / "run.duckdb") as store, Bar() as bar:
+            for reading, labels in asked:
+                say(causal.compute(reading, store, labels, kl, bar).line())
+    with readings_of(folder, None, None, dictionary) as (_, store, __):
+        found = [causal_shown.as_json(reading, store, labels, kl) for reading, labels in asked]
+    if json_:
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=2, ensure_ascii=False))
+        return
+    for one in found:
+        causal_shown.to_terminal(one, Console())
