@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from autointerp import causal, matched, report
+from autointerp import causal, report
 from autointerp import dictionary as dictionaries
 from autointerp.causal import METRICS, p_of
 from autointerp.config import SubjectSection
@@ -29,6 +29,8 @@ from .test_pipeline import finished_run
 
 QUIET = Bar(enabled=False)
 POINT = "model.layers.1"
+KL = 0.002  # the tiny subject is random: its next tokens are nearly uniform, wherever it is pushed
+AT = ("--kl", str(KL))
 LABEL = "places such as the river and the harbour"
 
 
@@ -73,8 +75,8 @@ def test_a_kl_that_no_amount_gives_is_none() -> None:
 def test_a_push_has_the_kl_and_the_change_of_a_direct_computation(subject: Subject, dictionary: Dictionary) -> None:
     ids = np.random.default_rng(0).integers(2, 400, (3, 9)).tolist()
     texts = Prompts(subject, POINT, ids, first=2)
-    found = texts.pushed(dictionary, 7, 0.3, 1.0)
-    assert found is not None and found.kl == pytest.approx(0.3, rel=TOLERANCE)
+    found = texts.pushed(dictionary, 7, KL, 1.0)
+    assert found is not None and found.kl == pytest.approx(KL, rel=TOLERANCE)
     with torch.no_grad():
         before = subject.model(input_ids=torch.tensor(ids)).logits[:, 2:].log_softmax(-1)
         with intervening(subject, POINT, dictionary, [Edit(7, "add", found.amount)]):
@@ -136,7 +138,7 @@ def scores(run: Path) -> list[Score]:
 
 @pytest.mark.usefixtures("small")
 def test_every_labelled_feature_has_every_number_or_its_reason(run: Path, autointerp: Autointerp) -> None:  # noqa: F811
-    ended = autointerp("causal", str(run), "--json")
+    ended = autointerp("causal", str(run), *AT, "--json")
     assert ended.code == 0, ended
     found = json.loads(ended.out)
     with Store.read(run / "run.duckdb") as store:
@@ -144,13 +146,13 @@ def test_every_labelled_feature_has_every_number_or_its_reason(run: Path, autoin
     assert [row["feature"] for row in found["features"]] == labelled
     for row in found["features"]:
         assert all(row[metric] is not None or row["reasons"][metric] for metric in METRICS)
-        assert row["causal_kl"] == pytest.approx(0.5, rel=TOLERANCE)
+        assert row["causal_kl"] == pytest.approx(KL, rel=TOLERANCE)
         assert row["causal_lo"] <= row["causal"] <= row["causal_hi"]
         assert row["causal_strength"] > 0 and 1 / 7 <= row["causal_p"] <= 1
     means = [row["causal"] for row in found["features"]]
     assert found["summary"]["causal"]["mean"] == pytest.approx(np.mean(means))
     assert "causal: 6 ok" in ended.err
-    again = autointerp("causal", str(run), "--json")
+    again = autointerp("causal", str(run), *AT, "--json")
     assert again.out == ended.out and "causal:" not in again.err
 
 
@@ -159,10 +161,10 @@ def test_a_command_that_goes_on_finds_what_one_that_never_stopped_does(run: Path
     with Store.read(run / "run.duckdb") as store:
         first = next(label.feature for label in report.read(store).labels if label.label)
     whole = Path(shutil.copytree(run, tmp_path / "whole"))
-    assert autointerp("causal", str(run), "--features", str(first)).code == 0
+    assert autointerp("causal", str(run), *AT, "--features", str(first)).code == 0
     assert {row.feature for row in scores(run)} == {first}
     for folder in (run, whole):
-        assert autointerp("causal", str(folder)).code == 0
+        assert autointerp("causal", str(folder), *AT).code == 0
     assert scores(run) == scores(whole)
 
 
@@ -172,7 +174,7 @@ def test_no_grade_choice_or_verdict_reads_it(run: Path, autointerp: Autointerp) 
     with Store.read(run / "run.duckdb") as store:
         reading = report.read(store)
         chosen, verdicts = store.chosen(reading.run), store.query("SELECT * FROM verdict ORDER BY ALL")
-    assert autointerp("causal", str(run)).code == 0
+    assert autointerp("causal", str(run), *AT).code == 0
     with Store.create(run / "run.duckdb") as store:  # as large as can be: whoever reads one would follow it
         store.db.execute("UPDATE score SET value = 1e6 WHERE metric IN (SELECT unnest(?)) AND status = 'ok'", [list(METRICS)])
     after = autointerp("report", str(run), "--json").out, autointerp("search", "river", str(run), "--json").out
@@ -193,7 +195,7 @@ def test_a_direction_that_writes_its_labels_words_beats_random_ones(
         reading = report.read(store)
         label = next(label for label in reading.labels if label.label)
         reading.labels[reading.labels.index(label)] = planted = replace(label, label='"river", "harbour", "castle"')
-        scoring = causal._Scoring(reading, store, 0.5, QUIET)
+        scoring = causal._Scoring(reading, store, KL, QUIET)
     words = [subject.tokenizer(f" {w}", add_special_tokens=False)["input_ids"][0] for w in ("river", "harbour", "castle")]
     row = torch.nn.functional.normalize(subject.model.get_input_embeddings().weight[words].detach().mean(dim=0), dim=0)
     W_dec = dictionary.W_dec.clone()  # noqa: N806

@@ -140,7 +140,7 @@ def causal_(
     features: Annotated[
         str | None, typer.Option("--features", help="ids, such as 17,650; default all labelled", show_default=False)
     ] = None,
-    kl: Annotated[float, typer.Option("--kl", min=0.01, max=5, help="nats per token that each push may cost")] = 0.5,
+    kl: Annotated[float, typer.Option("--kl", min=1e-4, max=5, help="nats per token that each push may cost")] = 0.5,
     json_: Annotated[bool, typer.Option("--json", help="summary and every number as JSON")] = False,
     dictionary: Dictionary = None,
     config: ConfigFile = None,
