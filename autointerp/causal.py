@@ -104,7 +104,7 @@ def compute(reading: Reading, store: Store, labels: Sequence[Label], kl: float, 
 
     Raises DictionaryError where features cannot be added to the subject, StoreError without texts of the score split.
     """
-    started, tally = time.perf_counter(), Tally("causal")
+    started, tally, key = time.perf_counter(), Tally("causal"), causal_id(reading.settings, kl)
     if todo := pending(reading, store, labels, kl):
         scoring = _Scoring(reading, store, kl, bar)
         bar.start("causal", total=len(todo), unit="features")
@@ -112,7 +112,7 @@ def compute(reading: Reading, store: Store, labels: Sequence[Label], kl: float, 
             found = scoring.rows(label)
             lost = found["causal"].reason
             with store.transaction():
-                store.add([_score(reading, label, metric, kl, row) for metric, row in found.items()])
+                store.add([score(reading, label, metric, key, row) for metric, row in found.items()])
             if lost is None:
                 tally.ok += 1
             else:
@@ -140,7 +140,7 @@ class _Scoring:
         # Of the whole run, not of what is pending: a resumed run must find the same.
         features = [label.feature for label in labels]
         null = random_directions(self.dictionary, features, RANDOM_LENS, self.seed)
-        self.texts = Prompts(subject, target.keys.hookpoint, _texts(store, reading.run.collection_id), FIRST)
+        self.texts = Prompts(subject, target.keys.hookpoint, texts(store, reading.run.collection_id), FIRST)
         start = float(np.median(self.largest[features]))
         self.null, self.null_by_text = self._push_null(null, start, bar)
         self._read(reading, subject, target.keys.hookpoint, null)
@@ -225,7 +225,7 @@ def p_of(own: float, null: NDArray[np.float32]) -> float:
     return float((1 + np.sum(null >= own)) / (1 + len(null)))
 
 
-def _texts(store: Store, collection_id: str) -> list[list[int]]:
+def texts(store: Store, collection_id: str) -> list[list[int]]:
     """Token ids of the texts. Raises StoreError where the score split has none that is long enough."""
     ids = prompt_passages(store, collection_id, TOKENS, TEXTS)
     found = store.passages(collection_id, np.array(ids, dtype=np.int64)) if ids else {}
@@ -235,8 +235,8 @@ def _texts(store: Store, collection_id: str) -> list[list[int]]:
     return texts
 
 
-def _score(reading: Reading, label: Label, metric: str, kl: float, row: Row) -> Score:
-    key = causal_id(reading.settings, kl)
+def score(reading: Reading, label: Label, metric: str, key: str, row: Row) -> Score:
+    """The row of a number; `key` is the id that it is kept under."""
     return Score(
         score_id=fingerprint([label.explanation_id, key, reading.run.scorer_id, metric]),
         explanation_id=label.explanation_id or "", collection_id=reading.run.collection_id, feature=label.feature,

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autointerp import metrics
+from autointerp import causal_judge, metrics
 from autointerp.causal import BOOTSTRAP, METRICS, causal_id
 from autointerp.report import Label, Reading, number
 from autointerp.rows import Score
@@ -26,12 +26,14 @@ def as_json(reading: Reading, store: Store, labels: Sequence[Label], kl: float) 
     by: dict[str, dict[str, Score]] = {}
     for score in causal_scores(store, [label.explanation_id or "" for label in labels], key):
         by.setdefault(score.explanation_id, {})[score.metric] = score
+    for score in causal_scores(store, list(by), causal_judge.judge_id(reading.settings, kl)):
+        by[score.explanation_id][score.metric] = score
     rows = [_row(label, by[label.explanation_id]) for label in labels if label.explanation_id in by]
     return {"run": reading.run.name, "kl": kl, "causal_id": key, "summary": summary(rows), "features": rows}
 
 
 def _row(label: Label, found: dict[str, Score]) -> dict[str, Any]:
-    numbers = {metric: found[metric].value for metric in METRICS if metric in found}
+    numbers = {metric: found[metric].value for metric in (*METRICS, causal_judge.METRIC) if metric in found}
     own, reasons = found.get("causal"), {m: s.reason for m, s in found.items() if s.reason is not None}
     return {
         "feature": label.feature, "feature_id": label.feature_id, "label": label.label, "verdict": label.verdict,
@@ -47,6 +49,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "causal": _mean([row.get("causal") for row in rows]) | {"chance": 0.0},
         "causal_share": _mean([_below(row.get("causal_p")) for row in rows]) | {"chance": LEVEL},
         "causal_others": _mean([row.get("causal_others") for row in rows]) | {"chance": 0.5},
+        "causal_choice": _mean([row.get("causal_choice") for row in rows]) | {"chance": 1 / causal_judge.CHOICES},
         "lens_agreement": _mean([row.get("lens_agreement") for row in rows]) | {"chance": 0.0},
         "lens_share": _mean([_below(row.get("lens_agreement_p")) for row in rows]) | {"chance": LEVEL},
         "r_rank_spearman": _spearman(rows),
@@ -107,6 +110,7 @@ def lines(found: dict[str, Any]) -> list[str]:
         "random directions",
         f"        by more than 95 % of random directions do: {told('causal_share', '.0%')}",
         f"        by more than other labels' tokens do: {told('causal_others', '.0%')}",
+        *([f"judge   chooses the feature's text: {told('causal_choice', '.0%')}"] if s["causal_choice"]["n"] else []),
         "lens    promoted words nearer to the label than those of 95 % of random directions: "
         + told("lens_share", ".0%"),
         f"r_rank  rank correlation with the causal score: {number(s['r_rank_spearman'])}",

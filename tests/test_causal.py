@@ -11,19 +11,23 @@ import numpy as np
 import pytest
 import torch
 
-from autointerp import causal, report
+from autointerp import causal, causal_judge, causal_shown, report
 from autointerp import dictionary as dictionaries
 from autointerp.causal import METRICS, p_of
 from autointerp.config import SubjectSection
 from autointerp.dictionary import Dictionary
+from autointerp.errors import Unreachable
 from autointerp.intervene import Edit, intervening, written_by
 from autointerp.lexicon import Lexicon
+from autointerp.llm import Job
 from autointerp.matched import TOLERANCE, Prompts, random_directions, search
 from autointerp.rows import Score
 from autointerp.store import Store
+from autointerp.store_causal import causal_scores
 from autointerp.subject import Subject
 from autointerp.tally import Bar
 
+from .doubles import FakeDoor
 from .test_cli import Autointerp, autointerp, refused  # noqa: F401
 from .test_pipeline import finished_run
 
@@ -230,3 +234,78 @@ def test_a_feature_without_a_label_is_one_line(run: Path, autointerp: Autointerp
 def test_p_counts_ones_own_value() -> None:
     assert p_of(3.0, np.array([1.0, 2.0, 4.0], dtype=np.float32)) == 0.5
     assert p_of(5.0, np.array([1.0, 2.0, 4.0], dtype=np.float32)) == 0.25
+
+
+# -- the judge ---------------------------------------------------------------------------------------------------------
+
+
+def scored_run(run: Path) -> None:
+    with Store.create(run / "run.duckdb") as store:
+        reading = report.read(store)
+        causal.compute(reading, store, causal.labelled(reading), KL, QUIET)
+
+
+def judged(run: Path, say: Callable[[str], str | Exception]) -> tuple[FakeDoor, list[Score]]:
+    with Store.create(run / "run.duckdb") as store:
+        reading, door = report.read(store), FakeDoor(lambda job: say(job.request.messages[-1][1]))
+        causal_judge.compute(reading, store, causal.labelled(reading), KL, door, QUIET)  # type: ignore[arg-type]
+        ids = [label.explanation_id or "" for label in reading.labels]
+        return door, causal_scores(store, ids, causal_judge.judge_id(reading.settings, KL))
+
+
+@pytest.mark.usefixtures("small")
+def test_a_judge_who_knows_nothing_is_right_in_a_third_and_asked_once(run: Path) -> None:
+    """The right text stands in every place equally often."""
+    scored_run(run)
+    door, rows = judged(run, lambda _: '{"text": 1}')
+    assert len(door.asked) == 6 * causal_judge.BEGINNINGS
+    assert [(row.value, row.n) for row in rows] == [(pytest.approx(1 / 3), causal_judge.BEGINNINGS)] * 6
+    assert all(row.lo is not None and row.lo < 1 / 3 < (row.hi or 0) for row in rows)
+    again, _ = judged(run, lambda _: '{"text": 1}')
+    assert not again.asked
+
+
+@pytest.mark.usefixtures("small")
+def test_a_judge_who_sees_the_features_own_text_is_right(run: Path) -> None:
+    scored_run(run)
+    keys: list[int] = []
+
+    def knows(job: Job[int]) -> str:
+        keys.append(job.key[1])
+        return json.dumps({"text": job.key[1]})
+
+    with Store.create(run / "run.duckdb") as store:
+        reading = report.read(store)
+        door = FakeDoor(knows)
+        tally = causal_judge.compute(reading, store, causal.labelled(reading), KL, door, QUIET)  # type: ignore[arg-type]
+        found = causal_shown.as_json(reading, store, causal.labelled(reading), KL)
+    assert tally.ok == 6 and set(keys) == {1, 2, 3}
+    assert found["summary"]["causal_choice"] == {"mean": 1.0, "lo": 1.0, "hi": 1.0, "n": 6, "chance": 1 / 3}
+    text = door.prompts[0]
+    assert text.count("<data>") == text.count("</data>") == 1
+    assert sum(line[:2] in ("1:", "2:", "3:") for line in text.splitlines()) == 3
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(
+    ("reply", "reason"), [('{"text": 4}', "wrong_passage"), ("[1]", "bad_shape"), ("two", "bad_json"), ('{"text": "2"}', "bad_shape")]
+)
+def test_a_reply_that_cannot_be_used_is_a_reason(run: Path, reply: str, reason: str) -> None:
+    scored_run(run)
+    _, rows = judged(run, lambda _: reply)
+    assert {(row.status, row.value, row.reason) for row in rows} == {("skipped", None, reason)}
+
+
+@pytest.mark.usefixtures("small")
+def test_a_judge_out_of_reach_leaves_features_pending(run: Path) -> None:
+    scored_run(run)
+    _, rows = judged(run, lambda _: Unreachable("down"))
+    assert rows == []
+
+
+@pytest.mark.usefixtures("small")
+def test_nobody_is_asked_before_all_features_have_a_strength(run: Path) -> None:
+    with Store.create(run / "run.duckdb") as store:
+        reading, door = report.read(store), FakeDoor(lambda _: '{"text": 1}')
+        tally = causal_judge.compute(reading, store, causal.labelled(reading), KL, door, QUIET)  # type: ignore[arg-type]
+    assert not door.asked and tally.failed == {"not_scored": 6}
