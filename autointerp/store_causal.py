@@ -1,9 +1,12 @@
 """The SQL of causal scores: rows of `score` under an id and metrics of their own, and the texts they are taken on."""
 
 from collections.abc import Sequence
+from dataclasses import fields
 
 from autointerp.rows import Score
 from autointerp.store import Store
+
+_COLUMNS = ", ".join(field.name for field in fields(Score))
 
 
 def prompt_passages(store: Store, collection_id: str, tokens: int, n: int) -> list[int]:
@@ -22,9 +25,19 @@ def prompt_passages(store: Store, collection_id: str, tokens: int, n: int) -> li
 def causal_scores(store: Store, explanation_ids: Sequence[str], causal_id: str) -> list[Score]:
     """What is known of these labels, by feature and metric."""
     rows = store.db.execute(
-        "SELECT score_id, explanation_id, collection_id, feature, split, simulator_id, scorer_id, metric, status, "
-        "value, lo, hi, n, reason FROM score WHERE simulator_id = ? AND list_contains(?, explanation_id) "
+        f"SELECT {_COLUMNS} FROM score WHERE simulator_id = ? AND list_contains(?, explanation_id) "
         "ORDER BY feature, explanation_id, metric",
         [causal_id, list(explanation_ids)],
+    )
+    return [Score(*row) for row in rows.fetchall()]
+
+
+def causal_of(store: Store, explanation_id: str | None) -> list[Score]:
+    """The causal score of a label, at every KL that it was taken at, with its p and the KL: by KL, then by metric."""
+    rows = store.db.execute(
+        f"SELECT {_COLUMNS} FROM score WHERE explanation_id = ? AND status = 'ok' "
+        "AND metric IN ('causal', 'causal_kl', 'causal_p') ORDER BY max(value) FILTER (WHERE metric = 'causal_kl') OVER (PARTITION BY simulator_id), "
+        "simulator_id, metric",
+        [explanation_id],
     )
     return [Score(*row) for row in rows.fetchall()]

@@ -156,6 +156,11 @@ def test_every_labelled_feature_has_every_number_or_its_reason(run: Path, autoin
     means = [row["causal"] for row in found["features"]]
     assert found["summary"]["causal"]["mean"] == pytest.approx(np.mean(means))
     assert "causal: 6 ok" in ended.err
+    shown = autointerp("show", str(labelled[0]), str(run)).out
+    line = next(text for text in shown.splitlines() if text.startswith("causal "))
+    assert f"causal {found['features'][0]['causal']:+.2f} [" in line and "nats above random directions" in line
+    table = autointerp("causal", str(run), *AT).out
+    assert "chance 50%" in table and "rank correlation" in table
     again = autointerp("causal", str(run), *AT, "--json")
     assert again.out == ended.out and "causal:" not in again.err
 
