@@ -37,7 +37,7 @@ def causal_of(store: Store, explanation_id: str | None) -> list[Score]:
     rows = store.db.execute(
         f"SELECT {_COLUMNS} FROM score WHERE explanation_id = ? AND status = 'ok' "
         "AND metric IN ('causal', 'causal_kl', 'causal_p') "
-        "ORDER BY max(value) FILTER (WHERE metric = 'causal_kl') OVER (PARTITION BY simulator_id), simulator_id, metric",
+        "ORDER BY max(value) FILTER (metric = 'causal_kl') OVER (PARTITION BY simulator_id), simulator_id, metric",
         [explanation_id],
     )
     return [Score(*row) for row in rows.fetchall()]
