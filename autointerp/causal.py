@@ -106,7 +106,7 @@ def compute(reading: Reading, store: Store, labels: Sequence[Label], kl: float, 
     """
     started, tally, key = time.perf_counter(), Tally("causal"), causal_id(reading.settings, kl)
     if todo := pending(reading, store, labels, kl):
-        scoring = _Scoring(reading, store, kl, bar)
+        scoring = Scoring(reading, store, kl, bar)
         bar.start("causal", total=len(todo), unit="features")
         for label in todo:
             found = scoring.rows(label)
@@ -122,7 +122,7 @@ def compute(reading: Reading, store: Store, labels: Sequence[Label], kl: float, 
     return tally
 
 
-class _Scoring:
+class Scoring:
     """What scoring many features shares: the subject, its words, and what random directions do."""
 
     def __init__(self, reading: Reading, store: Store, kl: float, bar: Bar) -> None:

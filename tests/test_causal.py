@@ -204,7 +204,7 @@ def test_a_direction_that_writes_its_labels_words_beats_random_ones(
         reading = report.read(store)
         label = next(label for label in reading.labels if label.label)
         reading.labels[reading.labels.index(label)] = planted = replace(label, label='"river", "harbour", "castle"')
-        scoring = causal._Scoring(reading, store, KL, QUIET)
+        scoring = causal.Scoring(reading, store, KL, QUIET)
     words = [subject.tokenizer(f" {w}", add_special_tokens=False)["input_ids"][0] for w in ("river", "harbour", "castle")]
     row = torch.nn.functional.normalize(subject.model.get_input_embeddings().weight[words].detach().mean(dim=0), dim=0)
     W_dec = dictionary.W_dec.clone()  # noqa: N806
