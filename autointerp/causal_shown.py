@@ -48,9 +48,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "features": len(rows),
         "causal": _mean([row.get("causal") for row in rows]) | {"chance": 0.0},
         "causal_share": _mean([_below(row.get("causal_p")) for row in rows]) | {"chance": LEVEL},
+        "causal_beaten": _mean([_beaten(row.get("causal_p")) for row in rows]) | {"chance": 0.5},
         "causal_others": _mean([row.get("causal_others") for row in rows]) | {"chance": 0.5},
         "causal_choice": _mean([row.get("causal_choice") for row in rows]) | {"chance": 1 / causal_judge.CHOICES},
         "lens_agreement": _mean([row.get("lens_agreement") for row in rows]) | {"chance": 0.0},
+        "lens_beaten": _mean([_beaten(row.get("lens_agreement_p")) for row in rows]) | {"chance": 0.5},
         "lens_share": _mean([_below(row.get("lens_agreement_p")) for row in rows]) | {"chance": LEVEL},
         "r_rank_spearman": _spearman(rows),
     }
@@ -58,6 +60,11 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _below(p: float | None) -> float | None:
     return None if p is None else float(p <= LEVEL)
+
+
+def _beaten(p: float | None) -> float | None:
+    """Share of random directions below; a little less, because p counts one's own value among those above."""
+    return None if p is None else 1 - p
 
 
 def _mean(values: Sequence[float | None]) -> dict[str, float | int | None]:
@@ -109,9 +116,11 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"causal  at a KL of {found['kl']:g}: the label's tokens rise by {told('causal', '+.2f')} nats more than under "
         "random directions",
         f"        by more than 95 % of random directions do: {told('causal_share', '.0%')}",
+        f"        random directions that raise them less: {told('causal_beaten', '.0%')}",
         f"        by more than other labels' tokens do: {told('causal_others', '.0%')}",
         *([f"judge   chooses the feature's text: {told('causal_choice', '.0%')}"] if s["causal_choice"]["n"] else []),
         "lens    promoted words nearer to the label than those of 95 % of random directions: "
         + told("lens_share", ".0%"),
+        f"        random directions whose promoted words are further from it: {told('lens_beaten', '.0%')}",
         f"r_rank  rank correlation with the causal score: {number(s['r_rank_spearman'])}",
     ]
