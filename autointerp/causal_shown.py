@@ -113,11 +113,11 @@ def lines(found: dict[str, Any]) -> list[str]:
         return f"{number(it['mean'], spec)} {ends}, chance {it['chance']:{spec}}, n = {it['n']}"
 
     return [
-        f"causal  at a KL of {found['kl']:g}: the label's tokens rise by {told('causal', '+.2f')} nats more than under "
-        "random directions",
-        f"        by more than 95 % of random directions do: {told('causal_share', '.0%')}",
-        f"        random directions that raise them less: {told('causal_beaten', '.0%')}",
-        f"        by more than other labels' tokens do: {told('causal_others', '.0%')}",
+        f"causal  at a KL of {found['kl']:g}, nats by which the label's tokens rise above what random directions do: "
+        + told("causal", "+.2f"),
+        f"        above 95 % of random directions: {told('causal_share', '.0%')}",
+        f"        share of random directions below: {told('causal_beaten', '.0%')}",
+        f"        share of other labels' tokens below: {told('causal_others', '.0%')}",
         *([f"judge   chooses the feature's text: {told('causal_choice', '.0%')}"] if s["causal_choice"]["n"] else []),
         "lens    promoted words nearer to the label than those of 95 % of random directions: "
         + told("lens_share", ".0%"),
