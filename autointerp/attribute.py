@@ -17,8 +17,7 @@ contributions. So activations differ from collected ones by bfloat16's rounding.
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +29,7 @@ from autointerp import hooks
 from autointerp.config import Settings
 from autointerp.dictionary import Dictionary
 from autointerp.errors import SubjectError
-from autointerp.intervene import check, unit_of, written_by
+from autointerp.intervene import check, replacing, unit_of, written_by
 from autointerp.metrics.correlation import correlation
 from autointerp.subject import Subject
 from autointerp.tally import Bar
@@ -117,15 +116,7 @@ def text_ids(subject: Subject, text: str, position: int | None = None) -> list[i
 
     Raises SubjectError for a text without tokens or longer than the context, and a position that is not in it.
     """
-    ids = list(subject.tokenizer(text, add_special_tokens=False)["input_ids"])
-    if not ids:
-        raise SubjectError("the text is empty: give some text whose next token is to be explained")
-    limit = getattr(hooks.text_config(subject.model), "max_position_embeddings", None)
-    if limit is not None and len(ids) + subject.prepend_bos > limit:
-        raise SubjectError(
-            f"a text of {len(ids):,} tokens exceeds the context of {subject.name}: {limit:,} positions; give a shorter "
-            "one"
-        )
+    ids = subject.read(text, "text")
     if position is None:
         return ids
     if not 0 <= position < len(ids):
@@ -159,20 +150,9 @@ def strings(subject: Subject, ids: Sequence[int]) -> list[str]:
 # -- the subject, whole ------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _replaced(subject: Subject, hook: hooks.Hook, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While this is open, `change` is put in the place of the activations; the hook goes however the block is left."""
-    handle = hook.replace(subject.model, change)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _after(subject: Subject, ids: Sequence[int], contexts: int = 1) -> Tensor:
     """Logits after the last token, float32 [context, vocabulary], of the same text in each context."""
-    bos = [int(subject.tokenizer.bos_token_id)] if subject.prepend_bos else []
-    tokens = torch.tensor([[*bos, *ids]] * contexts, device=subject.device)
+    tokens = torch.tensor([subject.begun(ids)] * contexts, device=subject.device)
     # The logits of all positions would take more memory than all else.
     last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(subject.model.forward).parameters else {}
     output: Any = subject.model(input_ids=tokens, use_cache=False, **last)
@@ -205,7 +185,7 @@ def gradient(
         kept.append(x.requires_grad_())
         return x
 
-    with torch.enable_grad(), _replaced(subject, hooks.parse(hookpoint), keep):
+    with torch.enable_grad(), replacing(subject, hookpoint, keep):
         logits = _after(subject, ids)
         chosen = int(logits[0].argmax()) if target is None else target
         slope = torch.autograd.grad(over_mean(logits, chosen)[0], kept, allow_unused=True)[-1] if kept else None
@@ -322,7 +302,7 @@ def ablated(
             contexts[rows, place] = (contexts[rows, place].float() - written).to(x.dtype)
             return contexts.view(x.shape)
 
-        with _replaced(subject, hooks.parse(hookpoint), without):
+        with replacing(subject, hookpoint, without):
             found.append(over_mean(_after(subject, ids, len(batch)), target).cpu())
         bar.advance(len(batch))
     return torch.cat(found)
@@ -330,11 +310,13 @@ def ablated(
 
 def compared(pairs: Sequence[Pair], n_strongest: int) -> Check:
     """Contributions against ablations of pairs that were ablated, the strongest first."""
+    from scipy.stats import rankdata  # takes a second to import
+
     guess = np.array([pair.contribution for pair in pairs])
     true = np.array([np.nan if pair.ablated is None else pair.ablated for pair in pairs])
-    ranks = [np.argsort(np.argsort(side)).astype(np.float64) for side in (true, guess)]
+    ranked = correlation(rankdata(true), rankdata(guess))
     alone = correlation(true[n_strongest:], guess[n_strongest:])
-    return Check(len(pairs), correlation(true, guess), correlation(*ranks), alone, len(pairs) - n_strongest)
+    return Check(len(pairs), correlation(true, guess), ranked, alone, len(pairs) - n_strongest)
 
 
 def by_feature(pairs: Sequence[Pair]) -> dict[int, float]:

@@ -13,7 +13,6 @@ from autointerp import probe, targets
 from autointerp.attribute import Attribution, Check, Pair, by_feature
 from autointerp.report import Reading, number
 from autointerp.show import visible
-from autointerp.subject import Subject
 from autointerp.tally import Bar
 
 BAR = 12  # characters of the longest bar
@@ -36,10 +35,7 @@ def explain(
 ) -> Explained:
     """The text attributed with the subject and the dictionary of a finished run. Raises a UserError."""
     settings = reading.settings
-    place = next(
-        t for t in targets.load(settings, Subject.sketch(settings.subject))
-        if t.dictionary.name == reading.run.dictionary
-    )  # fmt: skip
+    place = targets.collected(reading)
     subject = attributing.for_attribution(settings)
     hookpoint = place.keys.hookpoint
     dictionary = probe.completed(settings, subject, place.dictionary, hookpoint)

@@ -13,7 +13,7 @@ and the subject's own projection takes it to the residual stream.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
@@ -61,8 +61,18 @@ def intervening(subject: Subject, hookpoint: str, dictionary: Dictionary, edits:
     that is not there or an amount that is not finite; during a pass SubjectError where widths differ.
     """
     check(dictionary, hookpoint, edits)
-    hook = hooks.parse(hookpoint)
-    handle = hook.replace(subject.model, _Change(subject, hook, dictionary, edits))
+    with replacing(subject, hookpoint, _Change(subject, hooks.parse(hookpoint), dictionary, edits)):
+        yield
+
+
+@contextmanager
+def replacing(subject: Subject, hookpoint: str, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While this is open, what `change` makes of the activations at a hookpoint takes their place.
+
+    change  from activations [context, token, d], or with contexts laid end to end [position, d], to the same shape
+    The hook is removed however the block is left.
+    """
+    handle = hooks.parse(hookpoint).replace(subject.model, change)
     try:
         yield
     finally:

@@ -8,10 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autointerp import lens
+from autointerp import lens, targets
 from autointerp.report import Reading
 from autointerp.show import visible
-from autointerp.steer import target_of
 from autointerp.store import Store
 from autointerp.store_lens import lensed, lenses
 from autointerp.subject import Subject
@@ -34,7 +33,7 @@ def compute(reading: Reading, store: Store, bar: Bar) -> Tally:
     started, tally = time.perf_counter(), Tally("lens")
     settings, features = reading.settings, pending(reading, store)
     sketch = Subject.sketch(settings.subject)
-    target = target_of(reading, sketch)
+    target = targets.collected(reading, sketch)
     lens.check(sketch, target.dictionary, target.keys.hookpoint)
     read = lens.Lens(settings.subject, target.dictionary, target.keys.hookpoint)
     bar.start("lens", total=len(features), unit="features")

@@ -18,6 +18,7 @@ from autointerp.population import feature_index
 from autointerp.report import Label, Reading, number
 from autointerp.rows import Lens
 from autointerp.store import Sparse, Store
+from autointerp.store_causal import causal_of
 from autointerp.store_lens import lenses
 from autointerp.text import printable
 from autointerp.verdicts import MEANING
@@ -88,6 +89,7 @@ class Found:
     max_predicted: float  # over the score split under the chosen label
     top_tokens: list[str]  # heaviest first
     lens: Lens | None  # tokens that it promotes and suppresses; None until `autointerp lens`
+    causal: list[Score]  # what its label says of what it does, with its p and KL; empty until `autointerp causal`
     candidates: list[Candidate]  # the chosen one first
     contexts: dict[str, list[Context]]  # by key of KINDS; evidence first, where the verdict has any
 
@@ -128,6 +130,7 @@ class Library:
             counters=self._by_split(index), histogram=self.store.histogram(self.collection_id, index),
             max_activation=float(self._counters["max"][:, index].max()), max_predicted=predicted.largest,
             top_tokens=top, lens=lenses(self.store, self.collection_id, [index]).get(index),
+            causal=causal_of(self.store, label.explanation_id) if label else [],
             candidates=self._candidates(index, label),
             contexts=self._contexts(index, label, predicted, contexts),
         )  # fmt: skip
@@ -287,6 +290,8 @@ def to_terminal(found: Found, console: Console) -> None:
         if found.chosen.verdict is not None:
             console.print(_verdict(found.chosen))
         console.print(_grades(found.chosen))
+    for line in _causal(found.causal):
+        console.print(line)
     if found.candidates:
         console.print(_rivals(found.candidates))
     if found.encoded:
@@ -320,6 +325,22 @@ def _grades(label: Label) -> Text:
         f"r_pop {number(label.r_pop)} [{number(label.r_pop_lo)}, {number(label.r_pop_hi)}]   f1 {number(label.f1)}\n",
         f"r_tok {number(label.r_tok)}   lift {number(label.lift, '+.2f')}   null {number(label.null)}",
     )  # fmt: skip
+
+
+def _causal(scores: list[Score]) -> list[Text]:
+    """A line per KL that the causal score was taken at."""
+    by: dict[str, dict[str, Score]] = {}
+    for score in scores:
+        by.setdefault(score.simulator_id, {})[score.metric] = score
+    lines = []
+    for found in by.values():
+        if {"causal", "causal_kl", "causal_p"} <= found.keys():
+            own, kl, p = (found[metric] for metric in ("causal", "causal_kl", "causal_p"))
+            lines.append(Text.assemble(
+                "causal ", (number(own.value, "+.2f"), "bold"), f" [{number(own.lo, '+.2f')}, {number(own.hi, '+.2f')}]"
+                f" nats above random directions at a KL of {number(kl.value)}, p {number(p.value)}",
+            ))  # fmt: skip
+    return lines
 
 
 def _rivals(candidates: list[Candidate]) -> Table:

@@ -8,20 +8,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from autointerp import hooks, targets
+from autointerp import targets
 from autointerp.dictionary import Dictionary
-from autointerp.errors import ConfigError, FeatureError, StoreError, SubjectError
+from autointerp.errors import ConfigError, FeatureError, SubjectError
 from autointerp.intervene import Edit, Kind, check, intervening
-from autointerp.meaning import nearest
 from autointerp.population import feature_index
 from autointerp.report import Reading
 from autointerp.show import visible
+from autointerp.simulators.sentences import sentence_vectors
 from autointerp.store import Store
 from autointerp.subject import Subject
 from autointerp.tally import Bar
@@ -83,7 +84,7 @@ class Steerer:
         """
         self.reading, self.store = reading, store
         settings = reading.settings
-        target = target_of(reading)
+        target = targets.collected(reading)
         self.dictionary: Dictionary = target.dictionary
         self.hookpoint: str = target.keys.hookpoint
         self.largest = store.features(reading.run.collection_id)["max"].max(axis=0)
@@ -98,13 +99,13 @@ class Steerer:
         name = f"{self.dictionary.name}/{index}"
         return Changed(index, name, self.labels.get(index), float(self.largest[index]))
 
-    def by_meaning(self, phrase: str) -> Changed:
+    def by_meaning(self, phrase: str, bar: Bar) -> Changed:
         """The feature whose label is nearest to a phrase. Raises FeatureError in a run without labels."""
         known = [(feature, label) for feature, label in self.labels.items() if label is not None]
         if not known:
             raise FeatureError("no feature of this run has a label: name one by its index instead of --label")
-        place, _ = nearest(phrase, [label for _, label in known], self._settings.simulator.encoder)[0]
-        return self.changed(str(known[place][0]))
+        found = sentence_vectors([phrase, *(label for _, label in known)], bar, self._settings.simulator.encoder)
+        return self.changed(str(known[int(np.argmax(found[1:] @ found[0]))][0]))
 
     def steer(
         self, features: Sequence[Changed], prompt: str, strengths: Sequence[float], edit: Kind, how: Sampling, bar: Bar
@@ -122,7 +123,7 @@ class Steerer:
         edits = [Edit(f.feature, edit, tuple(s * f.max_activation for s in plans)) for f in features]
         check(self.dictionary, self.hookpoint, edits)
         subject = Subject.load(self._settings.subject, seed=self._settings.run.seed)
-        ids = prompt_ids(subject, prompt, how.tokens)
+        ids = subject.begun(subject.read(prompt, "prompt", how.tokens))
         bar.start("steer", total=how.tokens * 2 if plans else how.tokens, unit="tokens")
         (own,) = continued(subject, ids, how, 1, bar)
         baseline = Steered(0.0, _text(subject, own), 0.0, repetition(own))
@@ -145,48 +146,12 @@ class Steerer:
         return Steering(prompt, edit, list(features), self.hookpoint, baseline, [found[s] for s in shown])
 
 
-def target_of(reading: Reading, sketch: Subject | None = None) -> targets.Target:
-    """The dictionary that a run was collected with, with its place in the subject.
-
-    Raises StoreError where what is loaded by its name is another one by now, other UserErrors where it is gone.
-    """
-    settings = reading.settings
-    found = targets.load(settings, sketch or Subject.sketch(settings.subject))
-    target = next(target for target in found if target.dictionary.name == reading.run.dictionary)
-    found_at, collected = (target.dictionary.width, target.keys.hookpoint), reading.collection
-    if found_at != (collected["width"], collected["hookpoint"]):
-        raise StoreError(
-            f"{target.dictionary.name} has width {found_at[0]} at {found_at[1]} by now, but the run was collected with "
-            f"width {collected['width']} at {collected['hookpoint']}: collect it anew"
-        )
-    return target
-
-
 class NotFinite(ArithmeticError):
     """The subject's logits are NaN or infinite in this context of a batch."""
 
     def __init__(self, context: int) -> None:
         super().__init__(context)
         self.context = context
-
-
-def prompt_ids(subject: Subject, prompt: str, tokens: int) -> list[int]:
-    """The prompt's token ids, after a BOS where the subject has one put before every context.
-
-    Raises SubjectError where there are none, or where `tokens` more exceed the subject's positions.
-    """
-    ids = list(subject.tokenizer(prompt, add_special_tokens=False)["input_ids"])
-    if not ids:
-        raise SubjectError("the prompt is empty: give --prompt some text to continue")
-    if subject.prepend_bos:
-        ids.insert(0, int(subject.tokenizer.bos_token_id))
-    limit = getattr(hooks.text_config(subject.model), "max_position_embeddings", None)
-    if limit is not None and len(ids) + tokens > limit:
-        raise SubjectError(
-            f"a prompt of {len(ids):,} tokens and {tokens:,} to write exceed the context of {subject.name}: "
-            f"{limit:,} positions"
-        )
-    return ids
 
 
 @torch.inference_mode()

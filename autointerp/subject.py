@@ -282,12 +282,38 @@ class Subject:
 
     def check_context(self, context_tokens: int) -> None:
         """Raises SubjectError when contexts are longer than the model's position limit."""
-        limit = getattr(hooks.text_config(self.model), "max_position_embeddings", None)
-        needed = context_tokens + self.prepend_bos
-        if limit is not None and needed > limit:
+        limit = self.max_positions
+        if limit is not None and context_tokens + self.prepend_bos > limit:
             raise SubjectError(
                 f"collect.context_tokens = {context_tokens} exceeds the limit of {self.name}: {limit} positions"
             )
+
+    @property
+    def max_positions(self) -> int | None:
+        """Tokens that a context may have, BOS included; None where the model states no limit."""
+        limit: int | None = getattr(hooks.text_config(self.model), "max_position_embeddings", None)
+        return limit
+
+    def read(self, text: str, name: str, more: int = 0) -> list[int]:
+        """The token ids of a text that somebody typed, without BOS.
+
+        name  what the text is called in errors
+        more  tokens that are to follow it
+        Raises SubjectError for a text without tokens, and for one that leaves no room for `more`.
+        """
+        ids = list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise SubjectError(f"the {name} is empty: expected some text")
+        if self.max_positions is not None and len(ids) + self.prepend_bos + more > self.max_positions:
+            written = f" and {more:,} to write exceed" if more else " exceeds"
+            raise SubjectError(
+                f"a {name} of {len(ids):,} tokens{written} the context of {self.name}: {self.max_positions:,} positions"
+            )
+        return ids
+
+    def begun(self, ids: Sequence[int]) -> list[int]:
+        """Token ids after a BOS, where the subject has one put before every context."""
+        return [int(self.tokenizer.bos_token_id), *ids] if self.prepend_bos else list(ids)
 
     @property
     def vocabulary_size(self) -> int:

@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -14,11 +15,14 @@ from autointerp import population as populations
 from autointerp.config import DictionarySection, Settings
 from autointerp.dictionary import Dictionary, randomised, units
 from autointerp.dictionary import load as load_dictionary
-from autointerp.errors import ConfigError, DictionaryError, FeatureError
+from autointerp.errors import ConfigError, DictionaryError, FeatureError, StoreError
 from autointerp.keep import counter_bytes
 from autointerp.keys import Keys, keys
 from autointerp.subject import Subject
 from autointerp.tally import available_memory_bytes
+
+if TYPE_CHECKING:
+    from autointerp.report import Reading
 
 UNITS = "units"  # the source that is no file: the hookpoint's own coordinates
 
@@ -57,6 +61,28 @@ def load(settings: Settings, sketch: Subject) -> tuple[Target, ...]:
         found.append(Target(identity, dictionary))
     _refuse_too_wide(found)
     return tuple(found)
+
+
+def collected(reading: "Reading", sketch: Subject | None = None) -> Target:
+    """The dictionary that a finished run was collected with, with its place in the subject.
+
+    Raises StoreError where what is loaded by its name is another one by now, other UserErrors where it is gone.
+    """
+    settings, row = reading.settings, reading.collection
+    found = load(settings, sketch or Subject.sketch(settings.subject))
+    target = next((target for target in found if target.dictionary.name == reading.run.dictionary), None)
+    if target is None:
+        raise StoreError(
+            f"the run was collected with {reading.run.dictionary}, but its configuration loads "
+            f"{', '.join(target.dictionary.name for target in found)} by now: collect it anew"
+        )
+    found_at = (target.dictionary.width, target.keys.hookpoint)
+    if found_at != (row["width"], row["hookpoint"]):
+        raise StoreError(
+            f"{target.dictionary.name} has width {found_at[0]} at {found_at[1]} by now, but the run was collected with "
+            f"width {row['width']} at {row['hookpoint']}: collect it anew"
+        )
+    return target
 
 
 def _load(section: DictionarySection, settings: Settings, sketch: Subject) -> Dictionary:

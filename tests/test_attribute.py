@@ -1,6 +1,7 @@
 """Attribution: exact where the subject is linear, its parts add up, and no hook is left behind."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from autointerp import dictionary as dictionaries
 from autointerp.config import SubjectSection
 from autointerp.dictionary import Dictionary
 from autointerp.errors import DictionaryError, SubjectError
+from autointerp.store import Store
 from autointerp.subject import Subject
 from autointerp.tally import Bar
 
+from .conftest import write_dictionary
 from .test_cli import Autointerp, autointerp, done, refused  # noqa: F401
 from .test_pipeline import finished_run
 
@@ -147,7 +150,7 @@ def test_pairs_to_check_are_the_strongest_half_and_others_once_each() -> None:
 
 def test_the_check_is_pearson_and_spearman() -> None:
     random = np.random.default_rng(0)
-    true = random.normal(size=30)
+    true = random.normal(size=30).round()  # with ties
     guess = true + random.normal(size=30)
     found = A.compared([A.Pair(0, i, 1.0, g, t) for i, (g, t) in enumerate(zip(guess, true))], 10)
     assert found.pearson == pytest.approx(np.corrcoef(true, guess)[0, 1])
@@ -250,3 +253,19 @@ def test_an_answer_is_read_from_a_run_without_writing(tiny: dict[str, Path], aut
     before = database.read_bytes()
     assert autointerp("attribute", "the river", str(database), "--check", "0").code == 0
     assert database.read_bytes() == before
+
+
+def test_another_dictionary_by_the_name_of_the_runs_is_refused(
+    tiny: dict[str, Path], tmp_path: Path, autointerp: Autointerp  # noqa: F811
+) -> None:
+    """Its features would be attributed under labels of others."""
+    kept = tmp_path / "sae"
+    shutil.copytree(tiny["dictionary"], kept)
+    run = tmp_path / "t"
+    shutil.copytree(finished_run(tiny), run)
+    with Store.create(run / "run.duckdb") as store:
+        text = json.dumps(str(tiny["dictionary"]))[1:-1]
+        store.db.execute("UPDATE run SET settings = replace(settings, ?, ?)", [text, json.dumps(str(kept))[1:-1]])
+    write_dictionary(kept, width=72)
+    for command in (["attribute", TEXT, str(run)], ["steer", "3", str(run)], ["lens", str(run)]):
+        refused(autointerp(*command), "has width 72 at model.layers.1 by now")

@@ -115,7 +115,8 @@ def test_texts_stand_side_by_side(
         (["3", "--clamp", "--ablate"], ConfigError, "exclude"),
         (["3", "--ablate", "-s", "2"], ConfigError, "give one"),
         (["3", "--tokens", "300"], SubjectError, "256 positions"),
-        (["3", "--prompt", ""], SubjectError, "empty"),
+        (["3", "--prompt", ""], SubjectError, "prompt is empty"),
+        (["3", "--prompt", "the river " * 300], SubjectError, "a prompt of .* tokens and 40 to write .* 256 positions"),
         (["3", "-s", "1e41", "-s", "1"], SubjectError, r"strength 1e\+41 .* smaller"),
     ],
 )
@@ -137,7 +138,7 @@ def test_a_feature_that_never_fired_has_no_unit(run: Path) -> None:
 def test_with_and_without_a_cache_the_same_is_written(tiny: dict[str, Path]) -> None:
     subject = Subject.load(SubjectSection(model=str(tiny["subject"]), dtype="float32", device="cpu"))  # type: ignore[call-arg]
     dictionary = dictionaries.load(str(tiny["dictionary"]))
-    ids = steer.prompt_ids(subject, PROMPT, 10)
+    ids = subject.read(PROMPT, "prompt", 10)
     with intervening(subject, "model.layers.1", dictionary, [Edit(7, "clamp", 5.0)]), Bar(enabled=False) as bar:
         (found,) = steer.continued(subject, ids, steer.Sampling(10), 1, bar)
         slow = list(ids)
@@ -149,7 +150,7 @@ def test_with_and_without_a_cache_the_same_is_written(tiny: dict[str, Path]) -> 
 
 def test_sampling_repeats_with_its_seed(tiny: dict[str, Path]) -> None:
     subject = Subject.load(SubjectSection(model=str(tiny["subject"]), dtype="float32", device="cpu"))  # type: ignore[call-arg]
-    ids = steer.prompt_ids(subject, PROMPT, 10)
+    ids = subject.read(PROMPT, "prompt", 10)
     with Bar(enabled=False) as bar:
         first, second, other = (
             steer.continued(subject, ids, steer.Sampling(10, 2.0, seed), 1, bar) for seed in (1, 1, 2)

@@ -14,6 +14,7 @@ from autointerp.errors import ConfigError
 if TYPE_CHECKING:
     from autointerp.intervene import Kind
     from autointerp.steer import Steerer
+    from autointerp.tally import Bar
 
 
 @app.command()
@@ -64,9 +65,8 @@ def steer(
     with readings_of(run, config, overrides, dictionary) as (readings, store, _), Bar() as bar:
         wanted = [name for name in (feature, *(features or [])) if name is not None]
         steerer = steering.Steerer(_reading(readings, wanted), store)
-        found = steerer.steer(
-            _changed(steerer, wanted, label), prompt, strengths, edit, steering.Sampling(tokens, temperature, seed), bar
-        )
+        changed = _changed(steerer, wanted, label, bar)
+        found = steerer.steer(changed, prompt, strengths, edit, steering.Sampling(tokens, temperature, seed), bar)
     if json_:
         print(json.dumps(steering.as_json(found), indent=2, ensure_ascii=False))
     else:
@@ -91,9 +91,9 @@ def _reading(readings: list[Any], wanted: list[str]) -> Any:
     return next((reading for reading in readings if reading.run.dictionary in names), readings[0])
 
 
-def _changed(steerer: "Steerer", wanted: list[str], label: str | None) -> list[Any]:
+def _changed(steerer: "Steerer", wanted: list[str], label: str | None, bar: "Bar") -> list[Any]:
     found = [steerer.changed(name) for name in wanted]
-    return found if label is None else [*found, steerer.by_meaning(label)]
+    return found if label is None else [*found, steerer.by_meaning(label, bar)]
 
 
 @app.command("lens")
@@ -132,3 +132,67 @@ def lens_(
             return
         for reading in readings:
             lenses.to_terminal(reading, store, Console(), tokens, all_)
+
+
+@app.command("causal")
+def causal_(
+    run: RunFolder = None,
+    features: Annotated[
+        str | None, typer.Option("--features", help="ids, such as 17,650; default all labelled", show_default=False)
+    ] = None,
+    kl: Annotated[float, typer.Option("--kl", min=1e-4, max=5, help="nats per token that each push may cost")] = 0.5,
+    judge: Annotated[
+        bool | None,
+        typer.Option(
+            "--judge/--no-judge", help="ask the run's [judge]; default where judge.kinds is set", show_default=False
+        ),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="summary and every number as JSON")] = False,
+    dictionary: Dictionary = None,
+    config: ConfigFile = None,
+    overrides: Overrides = None,
+) -> None:
+    """Whether turning a feature up makes what its label names likelier than random directions at the same KL do.
+
+    A second axis: no grade, choice of label or verdict reads it. Features that are scored already are not scored again,
+    so an interrupted command goes on where it was. A judge is shown what the subject writes with the feature turned up,
+    among texts of two other features, and says which one the label is about.
+
+    autointerp causal
+    autointerp causal results/demo --features 17,650 --json
+    autointerp causal results/demo --judge
+    autointerp sql "SELECT feature, value, lo, hi FROM score WHERE metric = 'causal' ORDER BY value DESC"
+    """
+    from contextlib import closing
+
+    from autointerp import causal, causal_judge, causal_shown
+    from autointerp.llm import Door
+    from autointerp.population import listed
+    from autointerp.store import Store
+    from autointerp.tally import Bar
+
+    def judges(reading: Any) -> bool:
+        return bool(reading.settings.judge.kinds) if judge is None else judge
+
+    folder, named = folder_of(run, config, overrides), listed(features) if features else []
+    with readings_of(folder, None, None, dictionary) as (readings, store, _):
+        chosen = [_reading(readings, named)] if named else readings
+        asked = [(reading, causal.wanted(reading, named)) for reading in chosen]
+        todo = any(
+            causal.pending(*one, kl) or (judges(reading) and causal_judge.pending(*one, kl))
+            for reading, labels in asked for one in [(reading, store, labels)]
+        )  # fmt: skip
+    if todo:
+        with Store.create(folder / "run.duckdb") as store, Bar() as bar:
+            for reading, labels in asked:
+                say(causal.compute(reading, store, labels, kl, bar).line())
+                if judges(reading):
+                    with closing(Door(store, reading.settings)) as door:
+                        say(causal_judge.compute(reading, store, labels, kl, door, bar).line())
+    with readings_of(folder, None, None, dictionary) as (_, store, __):
+        found = [causal_shown.as_json(reading, store, labels, kl) for reading, labels in asked]
+    if json_:
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=2, ensure_ascii=False))
+        return
+    for one in found:
+        causal_shown.to_terminal(one, Console())

@@ -13,9 +13,12 @@ PIECES = 64  # wordpieces of a text that are read; all are padded to it, so that
 BATCH = 32  # texts per forward pass; always full, for the same reason
 
 
-def sentence_vectors(texts: Sequence[str], bar: Bar, encoder: str = PACKAGED_ENCODER) -> NDArray[np.float32]:
+def sentence_vectors(
+    texts: Sequence[str], bar: Bar, encoder: str = PACKAGED_ENCODER, pieces: int = PIECES
+) -> NDArray[np.float32]:
     """One unit vector per text, [text, d]: the mean of its wordpieces' last hidden states, as the encoder was trained.
 
+    pieces  wordpieces that are read of a text, its marks of beginning and end among them
     Equal texts are read once. Raises ConfigError when the encoder cannot be found or read.
     """
     model, tokenizer = load_encoder(encoder)
@@ -27,7 +30,7 @@ def sentence_vectors(texts: Sequence[str], bar: Bar, encoder: str = PACKAGED_ENC
         chunk = different[start : start + BATCH]
         encoded = tokenizer(
             chunk + chunk[-1:] * (BATCH - len(chunk)), return_tensors="pt", padding="max_length", truncation=True,
-            max_length=PIECES,
+            max_length=pieces,
         )  # fmt: skip
         with torch.inference_mode():
             hidden = model(**encoded).last_hidden_state
