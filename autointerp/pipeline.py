@@ -1,7 +1,8 @@
 """The order of the stages, and what is checked before any of them works.
 
-`autointerp run` = collect -> explain -> [simulate(select) -> score(select) -> revise] x rounds -> simulate(select) ->
-score(select) -> simulate(score) -> score(score) -> report, export; judges, where they are asked for, follow each score.
+`autointerp run` = collect -> relate -> lens -> explain -> [simulate(select) -> score(select) -> revise] x rounds ->
+simulate(select) -> score(select) -> simulate(score) -> score(score) -> report, export; judges, where they are asked
+for, follow each score.
 Stages do not know one another; what passes between them are tables.
 """
 
@@ -12,11 +13,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from autointerp import check, collect, corpus, explainers, judge, lens, prompts, relate, score, simulate, targets
+from autointerp import (
+    check, collect, corpus, explainers, judge, lens, lenses, prompts, relate, report, score, simulate, targets,
+)  # fmt: skip
 from autointerp import population as populations
 from autointerp.config import ModelSection, Settings, model_of
 from autointerp.corpus import Shard
-from autointerp.errors import StoreError
+from autointerp.errors import DictionaryError, StoreError, SubjectError
 from autointerp.explain import Explaining
 from autointerp.grading import Grading, Opens
 from autointerp.llm import Door, door
@@ -29,6 +32,8 @@ from autointerp.subject import Subject
 from autointerp.sweep import Replica, load_replicas
 from autointerp.tally import Bar, Tally, peak_memory_mb
 from autointerp.targets import Target
+
+LENS_FLOP = 1e12  # of the logit lens that a run computes by itself: about half a minute of one core
 
 
 @dataclass(frozen=True)
@@ -159,6 +164,7 @@ class Pipeline:
         self.collect()
         for labelling in self.labellings:
             labelling.relate()
+            labelling.lens()
             labelling.explain()
             for split in SPLITS_GRADED:
                 labelling.simulate(split)
@@ -215,6 +221,26 @@ class Labelling:
         return self._log(relate.run(
             self.store, self.target.keys.collection_id, self.target.dictionary, features, self.pipeline.bar
         ))  # fmt: skip
+
+    def lens(self) -> Tally | None:
+        """The logit lens of every feature, which readers show; None, and the reason said, where it takes more than
+        seconds or cannot be had."""
+        reading = report.read(self.store, self.target.dictionary.name)
+        pending = lenses.pending(reading, self.store)
+        if not pending:
+            return self._log(Tally("lens"))
+        sketch = Subject.sketch(self.settings.subject)
+        width = sketch.model.get_output_embeddings().weight.shape[1]
+        flop = 2 * len(pending) * sketch.vocabulary_size * width
+        try:
+            if self.settings.subject.random:
+                raise SubjectError("the subject's unembedding is drawn anew")
+            if flop > LENS_FLOP:
+                raise DictionaryError(f"{len(pending):,} features take {flop:.1e} operations; `autointerp lens` does it")
+            return self._log(lenses.compute(reading, self.store, self.pipeline.bar))
+        except (DictionaryError, SubjectError) as problem:
+            self.pipeline.say(f"lens: left out: {problem}")
+            return None
 
     def explain(self) -> Tally:
         """Stage 2, with its rounds of revision: each is made from what the candidates before it scored on select.

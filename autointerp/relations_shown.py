@@ -74,28 +74,28 @@ def _measures(found: Relation) -> list[tuple[str, Measure]]:
 
 
 def _figures(found: Relation) -> Table:
-    table = Table(title="best matches", title_justify="left", box=None)
-    bar = f">= {found.threshold:g}"
-    for name in ("by", "", "features", "mean", "by chance", bar, "by chance", "mutual too", "above chance", "mutual"):
-        table.add_column(name, justify="left" if name in {"by", ""} else "right", no_wrap=True)
+    table = Table(title="best matches; in brackets by chance", title_justify="left", box=None)
+    for name in ("", "n", "mean", f">= {found.threshold:g}", "and mutual", "above chance"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for name, measure in _measures(found):
+        if measure.there is None or measure.back is None:
+            continue
+        table.add_row(Text(MEASURES[name], style="bold"))
         for way, matched in (("A in B", measure.there), ("B in A", measure.back)):
-            if matched is not None:
-                table.add_row(MEASURES[name], way, *_cells(matched, found.threshold))
-    table.caption = "above chance: better than 99 % of the best matches of what means nothing; the harder null where two"
+            table.add_row(f"  {way}", *_cells(matched, found.threshold))
+    table.caption = "above chance: better than 99 % of the best matches that mean nothing"
     return table
 
 
 def _cells(matched: Matched, threshold: float) -> list[str]:
     row = summary(matched, threshold)
     if not row["features"]:
-        return ["0", *["-"] * 7]
-    nulls = list(row["null"].values())
-    mean, share = (max((null[key] for null in nulls), default=None) for key in ("mean", "share"))
+        return ["0", *["-"] * 4]
+    nulls = list(row["null"].values())  # the harder one counts
+    mean, share = (max((null[key] for null in nulls), default=0.0) for key in ("mean", "share"))
     return [
-        f"{row['features']:,}", f"{row['mean']:.3f}", "-" if mean is None else f"{mean:.3f}", f"{row['share']:.1%}",
-        "-" if share is None else f"{share:.1%}", f"{row['share_mutual']:.1%}",
-        "-" if row["above_chance"] is None else f"{row['above_chance']:.1%}", f"{row['mutual']:.1%}",
+        f"{row['features']:,}", f"{row['mean']:.3f} ({mean:.3f})", f"{row['share']:.1%} ({share:.1%})",
+        f"{row['share_mutual']:.1%}", "-" if row["above_chance"] is None else f"{row['above_chance']:.1%}",
     ]  # fmt: skip
 
 
@@ -149,7 +149,7 @@ def draw(found: Sequence[Relation], path: Path) -> Path:
 
 
 def _histogram(axes: Any, relation: Relation, name: str, measure: Measure) -> None:
-    a, b = (side.dictionary.name for side in (relation.a, relation.b))
+    a, b = _names(relation)
     axes.set(title=f"{a} | {b}", xlabel=f"best {MEASURES[name]}", ylabel="share of features")
     axes.title.set_fontsize(8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -165,8 +165,16 @@ def _histogram(axes: Any, relation: Relation, name: str, measure: Measure) -> No
     axes.legend(frameon=False, fontsize=6.5)
 
 
+def _names(found: Relation) -> tuple[str, str]:
+    """What the two are called in the picture: their dictionaries' names, or what they were asked for by."""
+    a, b = found.a, found.b
+    if a.dictionary.name != b.dictionary.name:
+        return a.dictionary.name, b.dictionary.name
+    return Path(a.name).name, Path(b.name).name
+
+
 def _steps(axes: Any, values: Any, label: str, colour: str, fill: bool) -> None:
-    known = values[~np.isnan(values)]
+    known = np.clip(values[~np.isnan(values)], BINS[0], BINS[-1])
     if len(known):
         style = {"alpha": 0.5, "histtype": "stepfilled"} if fill else {"histtype": "step", "linewidth": 1.2}
         axes.hist(known, bins=BINS, weights=np.full(len(known), 1 / len(known)), label=label, color=colour, **style)

@@ -162,7 +162,7 @@ def test_a_second_run_finds_nothing_pending_and_adds_no_row(tiny: dict[str, Path
     run_all(settings)
     before, stages = everything(database), rows(database, "stage")
     said = run_all(settings)
-    assert [line.split(": ")[1] for line in said] == ["nothing pending"] * 7
+    assert [line.split(": ")[1] for line in said] == ["nothing pending"] * 8
     assert rows(database, "stage") == stages
     assert_same(everything(database), before)
 
