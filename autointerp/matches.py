@@ -116,9 +116,9 @@ def activations(panel: PanelRows, rows: NDArray[np.int64], passage_tokens: int, 
 
 
 class Standard(NamedTuple):
-    """Activations [token, feature] divided so that a product of two columns, minus that of their means, is Pearson's r."""
+    """Activations scaled so that the product of two columns, minus that of their means, is Pearson's r."""
 
-    columns: csc_array
+    columns: csc_array  # [token, feature]
     mean: F32  # [feature]; 0, as their column, for features that fire too rarely to tell
     enough: NDArray[np.bool_]  # [feature] fires on so many tokens that a correlation means something
 

@@ -41,7 +41,9 @@ def wanted(store: Store, run: Run, everyone: bool) -> list[int]:
         fired = store.features(run.collection_id)["n_tokens"].sum(axis=0) > 0
         return [int(i) for i in np.flatnonzero(fired)]
     if run.features is None:
-        raise StoreError(f"{store.path}: no features are selected yet; --all relates every one, `autointerp run` selects")
+        raise StoreError(
+            f"{store.path}: no features are selected yet: `autointerp run` selects some, --all relates every one"
+        )
     return sorted(run.features)
 
 
@@ -71,12 +73,13 @@ def read(store: Store, run: Run, everyone: bool, nearest: int) -> Neighbourhood:
 def as_json(found: Neighbourhood) -> list[dict[str, Any]]:
     """Every feature with its neighbours, as JSON-able values."""
     return [
-        _described(found, feature) | {
-            kind: [_described(found, n.other) | {"similarity": n.similarity} for n in found.near[feature] if n.kind == kind]
-            for kind in KINDS
-        }
-        for feature in found.features
-    ]  # fmt: skip
+        _described(found, feature) | {kind: _near(found, feature, kind) for kind in KINDS} for feature in found.features
+    ]
+
+
+def _near(found: Neighbourhood, feature: int, kind: str) -> list[dict[str, Any]]:
+    near = (neighbour for neighbour in found.near[feature] if neighbour.kind == kind)
+    return [_described(found, neighbour.other) | {"similarity": neighbour.similarity} for neighbour in near]
 
 
 def _described(found: Neighbourhood, feature: int) -> dict[str, Any]:
@@ -102,4 +105,5 @@ def to_terminal(found: Neighbourhood, console: Console) -> None:
                 cells += [Text(f"{near[0]['similarity']:.2f}"), said(near[0])] if near else [Text(""), Text("")]
             table.add_row(*cells)
     console.print(table)
-    console.print(Text("dim: heaviest tokens of a feature without a label; cosines, on tokens of the explain panel", style="dim"))
+    console.print(Text("cosines of decoder rows, and of firing patterns on the explain panel", style="dim"))
+    console.print(Text("a feature without a label: its heaviest tokens, dim", style="dim"))

@@ -14,8 +14,20 @@ from functools import cached_property
 from itertools import pairwise
 
 from autointerp import (
-    check, collect, corpus, explainers, judge, lens, lenses, prompts, relate, report, score, simulate, targets,
-)  # fmt: skip
+    check,
+    collect,
+    corpus,
+    explainers,
+    judge,
+    lens,
+    lenses,
+    prompts,
+    relate,
+    report,
+    score,
+    simulate,
+    targets,
+)
 from autointerp import population as populations
 from autointerp.config import ModelSection, Settings, model_of
 from autointerp.corpus import Shard
@@ -236,7 +248,7 @@ class Labelling:
             if self.settings.subject.random:
                 raise SubjectError("the subject's unembedding is drawn anew")
             if flop > LENS_FLOP:
-                raise DictionaryError(f"{len(pending):,} features take {flop:.1e} operations; `autointerp lens` does it")
+                raise DictionaryError(f"{len(pending):,} features take minutes; `autointerp lens` computes it")
             return self._log(lenses.compute(reading, self.store, self.pipeline.bar))
         except (DictionaryError, SubjectError) as problem:
             self.pipeline.say(f"lens: left out: {problem}")

@@ -70,8 +70,8 @@ def relate(a: Side, b: Side, sketch: Subject, bar: Bar, threshold: float = THRES
     activation, divided, shared = _by_activation(a, b, near, decoder, bar, seed)
     if decoder.reason is not None and activation.reason is not None:
         raise RelationError(f"{a.name} and {b.name} cannot be compared: {decoder.reason}; {activation.reason}")
-    halves = divided or (None, None)
-    return Relation(a, b, threshold, shared, decoder, activation, *halves, notes)
+    parted, joined = divided or (None, None)
+    return Relation(a, b, threshold, shared, decoder, activation, parted, joined, notes)
 
 
 # -- by what they write ------------------------------------------------------------------------------------------------
@@ -91,15 +91,14 @@ def _by_decoder(
     rows = a.directions(), b.directions()
     if rows[0].shape[1] != rows[1].shape[1]:
         raise RelationError(
-            f"{b.name} writes into a space of width {rows[1].shape[1]}: expected {rows[0].shape[1]}, as {a.name}; compare "
-            "dictionaries of one subject"
+            f"{b.name} writes into a space of width {rows[1].shape[1]}: expected {rows[0].shape[1]}, as {a.name}; "
+            "compare dictionaries of one subject"
         )
     if not len(rows[0]) or not len(rows[1]):
         unit = a.name if not len(rows[0]) else b.name
         return Measure(reason=f"{unit} holds plain units, which write along axes"), None
-    drawn = [
-        matches.random_directions(mine, min(len(mine), NULL_DIRECTIONS), seed * 2 + side) for side, mine in enumerate(rows)
-    ]
+    n = [min(len(mine), NULL_DIRECTIONS) for mine in rows]
+    drawn = [matches.random_directions(mine, n[side], seed * 2 + side) for side, mine in enumerate(rows)]
     pairs = [rows, *((null, other) for nulls, other in zip(drawn, rows[::-1], strict=True) for null in nulls.values())]
     bar.start("decoder", total=sum(matches.blocks_of(len(x), len(y)) for x, y in pairs), unit="blocks")
     there, back = matches.best(_told(matches.cosines(*rows), bar), len(rows[0]), len(rows[1]))
@@ -181,10 +180,7 @@ def summary(found: Matched, threshold: float) -> dict[str, Any]:
     value = found.best.similarity[found.best.place >= 0]
     if not len(value):
         return {"features": 0, "unmatched": len(found.best.place)}
-    nulls = {
-        name: {"mean": float(x.mean()), "q99": float(np.quantile(x, NULL_QUANTILE)), "share": float(np.mean(x >= threshold))}
-        for name, x in found.null.items() if len(x)
-    }  # fmt: skip
+    nulls = {name: _of_null(by_chance, threshold) for name, by_chance in found.null.items() if len(by_chance)}
     chance = max((null["q99"] for null in nulls.values()), default=None)
     return {
         "features": len(value), "unmatched": int(np.sum(found.best.place < 0)), "mean": float(value.mean()),
@@ -193,6 +189,13 @@ def summary(found: Matched, threshold: float) -> dict[str, Any]:
         "mutual": float(np.mean(found.mutual[found.best.place >= 0])),
         "share_mutual": float(np.mean((value >= threshold) & found.mutual[found.best.place >= 0])),
         "above_chance": None if chance is None else float(np.mean(value > chance)), "null": nulls,
+    }  # fmt: skip
+
+
+def _of_null(value: F32, threshold: float) -> dict[str, float]:
+    return {
+        "mean": float(value.mean()), "q99": float(np.quantile(value, NULL_QUANTILE)),
+        "share": float(np.mean(value >= threshold)),
     }  # fmt: skip
 
 

@@ -30,8 +30,8 @@ def to_terminal(found: Relation, console: Console, rows: int) -> None:
     """The figures, the matches of labelled features, splits and merges; of each list the first `rows`."""
     for letter, side in zip("AB", (found.a, found.b), strict=True):
         console.print(Text(visible(
-            f"{letter}  {side.name}: {side.dictionary.name}, {len(side.features):,} of {side.dictionary.width:,} features "
-            f"compared, at {side.hookpoint or 'a place that its files do not say'}"
+            f"{letter}  {side.name}: {side.dictionary.name}, {len(side.features):,} of {side.dictionary.width:,} "
+            f"features compared, at {side.hookpoint or 'a place that its files do not say'}"
         )))  # fmt: skip
     for note in found.notes:
         console.print(Text(visible(note), style="yellow"))
@@ -121,7 +121,10 @@ def _number(match: dict[str, Any]) -> Text:
 def _splits(rows: Sequence[Split], whole: Side, part: Side) -> Table:
     table = Table(box=None)
     for name in ("covered", "whole", "adds", "inside", "cosine", "part"):
-        table.add_column(name, justify="left" if name in {"whole", "part"} else "right", ratio=1 if name in {"whole", "part"} else None)
+        if name in {"whole", "part"}:
+            table.add_column(name, ratio=1)
+        else:
+            table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         for i, feature in enumerate(row.parts):
             first = (f"{row.covered:.0%}", said(described(whole, row.whole))) if i == 0 else ("", Text(""))
@@ -154,7 +157,8 @@ def _histogram(axes: Any, relation: Relation, name: str, measure: Measure) -> No
     axes.title.set_fontsize(8)
     axes.spines[["top", "right"]].set_visible(False)
     if measure.there is None or measure.back is None:
-        axes.text(0.5, 0.5, f"not compared:\n{measure.reason}", ha="center", va="center", transform=axes.transAxes, fontsize=7, wrap=True)
+        why = f"not compared:\n{measure.reason}"
+        axes.text(0.5, 0.5, why, ha="center", va="center", transform=axes.transAxes, fontsize=7, wrap=True)
         return
     greys = iter(("0.55", "0.8"))
     for null, values in measure.there.null.items():

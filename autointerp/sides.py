@@ -1,4 +1,4 @@
-"""A dictionary that is to be compared with another one: its directions, its activations where a run kept them, labels."""
+"""A dictionary that is compared with another one: its directions, the activations that a run kept, its labels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -139,7 +139,8 @@ def loaded(run: Run, settings: Settings, collection: Mapping[str, Any], sketch: 
     """The dictionary that a run was collected with. Raises StoreError where its name stands for another one by now."""
     found = {target.dictionary.name: target for target in targets.load(settings, sketch)}
     target = found[run.dictionary]
-    found_at, collected = (target.dictionary.width, target.keys.hookpoint), (collection["width"], collection["hookpoint"])
+    found_at = (target.dictionary.width, target.keys.hookpoint)
+    collected = (collection["width"], collection["hookpoint"])
     if found_at != collected:
         raise StoreError(
             f"{run.dictionary} has width {found_at[0]} at {found_at[1]} by now, but the run was collected with width "
@@ -167,18 +168,18 @@ def _dictionary(text: str, settings: Settings, sketch: Subject) -> Side:
     try:
         found = load_dictionary(text)
     except DictionaryError as problem:
-        raise RelationError(f"--to {text}: neither a run (a folder with run.duckdb) nor a dictionary: {problem}") from None
+        raise RelationError(f"{text} is neither a run (a folder with run.duckdb) nor a dictionary: {problem}") from None
     seed = found.subject_seed
     if seed is not None and seed != settings.subject_seed:
         raise RelationError(
-            f"--to {text}: trained on a subject of random weights (seed {seed}): expected a dictionary of "
+            f"{text}: trained on a subject of random weights (seed {seed}): expected a dictionary of "
             f"{settings.subject.model} as it was trained"
         )
     said = found.hookpoint_out if found.transcoder else found.hookpoint
     try:
         hookpoint = None if said is None else sketch.hookpoint(said)
     except SubjectError as problem:
-        raise RelationError(f"--to {text} is of another subject than {settings.subject.model}: {problem}") from None
+        raise RelationError(f"{text} is of another subject than {settings.subject.model}: {problem}") from None
     return Side(text, found, np.arange(found.width), hookpoint, None, {}, {})
 
 

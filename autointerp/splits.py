@@ -64,8 +64,12 @@ def overlapping(a: csc_array, b: csc_array, tokens: int, least: int, advance: Ca
         row, column = np.nonzero(either & may_a[start:stop, None] & may_b)
         found.append(Pairs(row + start, column, of_a[row, column], of_b[row, column]))
         advance(stop - start)
-    columns = ([getattr(part, name) for part in found] for name in ("a", "b", "of_a", "of_b"))
-    return Pairs(*(np.concatenate(column) for column in columns)) if found else Pairs(*[np.empty(0, np.int64)] * 4)
+    if not found:
+        return Pairs(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.float32))
+    return Pairs(
+        *(np.concatenate([part.a for part in found]), np.concatenate([part.b for part in found])),
+        *(np.concatenate([part.of_a for part in found]), np.concatenate([part.of_b for part in found])),
+    )
 
 
 def _between(n: I64, least: int, most: float) -> NDArray[np.bool_]:
@@ -103,26 +107,30 @@ def _grouped(keys: I64, values: I64) -> Iterable[tuple[int, I64]]:
     return zip(unique.tolist(), np.split(values[order], starts[1:]), strict=False)
 
 
-def _split(feature: int, parts: I64, inside: F32, cosines: F32 | None, whole: csc_array, part: csc_array) -> Split | None:
+def _split(
+    feature: int, parts: I64, inside: F32, cosines: F32 | None, whole: csc_array, part: csc_array
+) -> Split | None:
     """Parts chosen one by one, the one that covers most of what is left first; None where that is no split."""
     at = slice(whole.indptr[feature], whole.indptr[feature + 1])
     tokens, weight = whole.indices[at], whole.data[at].astype(np.float64)
     weight = weight / weight.sum()
     fires = np.stack([np.isin(tokens, part.indices[part.indptr[p] : part.indptr[p + 1]]) for p in parts.tolist()])
-    left, chosen, adds = weight.copy(), [], []
-    while len(chosen) < len(parts):
+    left = weight.copy()
+    taken: list[int] = []
+    adds: list[float] = []
+    while len(taken) < len(parts):
         covers = fires @ left
         i = int(covers.argmax())
         if covers[i] < ADDS:
             break
-        chosen.append(i)
+        taken.append(i)
         adds.append(float(covers[i]))
         left = np.where(fires[i], 0.0, left)
-    if len(chosen) < 2 or adds[0] >= ONE or sum(adds) < COVERED:
+    if len(taken) < 2 or adds[0] >= ONE or sum(adds) < COVERED:
         return None
     return Split(
-        feature, parts[chosen].tolist(), adds, [float(x) for x in inside[chosen]],
-        None if cosines is None else [float(x) for x in cosines[chosen]], sum(adds),
+        feature, parts[taken].tolist(), adds, [float(x) for x in inside[taken]],
+        None if cosines is None else [float(x) for x in cosines[taken]], sum(adds),
     )  # fmt: skip
 
 

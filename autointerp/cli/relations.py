@@ -29,7 +29,7 @@ def relate_(
     rows: Annotated[int, typer.Option("--rows", min=1, help="--to: rows of each list on the terminal")] = 20,
     all_: Annotated[bool, typer.Option("--all", help="every feature, not only those selected for labels")] = False,
     picture: Annotated[
-        Path | None, typer.Option("--picture", "-p", help="--to: draw the matches: .png, .svg, .pdf", show_default=False)
+        Path | None, typer.Option("--picture", "-p", help="--to: draw them: .png, .svg, .pdf", show_default=False)
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="everything as JSON")] = False,
     dictionary: Dictionary = None,
