@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autointerp.relations import Matched, Measure, Relation, agreement, described, pairs, summary
+from autointerp.relations import Matched, Measure, Relation
+from autointerp.relations_json import agreement, described, pairs, summary
 from autointerp.show import visible
 from autointerp.sides import Side
 from autointerp.splits import Split
@@ -49,7 +50,8 @@ def to_terminal(found: Relation, console: Console, rows: int) -> None:
 def _lists(found: Relation, console: Console, rows: int) -> None:
     matched = pairs(found, everyone=False)
     if matched:
-        console.print(_matches(matched[:rows]))
+        by = [name for name, measure in _measures(found) if measure.reason is None]
+        console.print(_matches(matched[:rows], by))
         _rest(console, len(matched), rows)
     if found.splits is None or found.merges is None:
         return
@@ -99,15 +101,15 @@ def _cells(matched: Matched, threshold: float) -> list[str]:
     ]  # fmt: skip
 
 
-def _matches(rows: Sequence[dict[str, Any]]) -> Table:
+def _matches(rows: Sequence[dict[str, Any]], by: Sequence[str]) -> Table:
     table = Table(title="\nlabelled features of A and their best matches (= mutual)", title_justify="left", box=None)
     table.add_column("A", ratio=2)
-    for name in ("decoder", "activation"):
+    for name in by:
         table.add_column("", justify="right", no_wrap=True)
         table.add_column(f"B by {name}", ratio=2)
     for row in rows:
         cells: list[Text] = [said(row)]
-        for name in ("decoder", "activation"):
+        for name in by:
             match = row[name]
             cells += [Text("-"), Text("")] if match is None else [_number(match), said(match)]
         table.add_row(*cells)

@@ -56,14 +56,12 @@ def relate_(
     if picture is not None:
         raise ConfigError("--picture draws matches between two dictionaries: give the other one by --to")
     found = _within(folder_of(None if run is None else Path(run), config, overrides), dictionary, all_, nearest)
-    if json_:
-        from autointerp import neighbours
+    from autointerp import neighbours
 
+    if json_:
         listed = [neighbours.as_json(one) for one in found]
         print(json.dumps(listed[0] if len(listed) == 1 else listed, indent=2, ensure_ascii=False))
     else:
-        from autointerp import neighbours
-
         for one in found:
             neighbours.to_terminal(one, Console())
 
@@ -90,7 +88,7 @@ def _within(folder: Path, dictionary: str | None, everyone: bool, nearest: int) 
 def _between(
     run: str, others: list[str], threshold: float, rows: int, everyone: bool, picture: Path | None, json_: bool
 ) -> None:
-    from autointerp import relations, relations_shown, sides
+    from autointerp import relations, relations_json, relations_shown, sides
     from autointerp.compare_shown import check_picture
     from autointerp.tally import Bar
 
@@ -100,7 +98,7 @@ def _between(
     with Bar() as bar:
         found = [relations.relate(mine, other, sketch, bar, threshold) for other in theirs]
     if json_:
-        print(json.dumps([relations.as_json(one, everyone) for one in found], indent=2, ensure_ascii=False))
+        print(json.dumps([relations_json.as_json(one, everyone) for one in found], indent=2, ensure_ascii=False))
     else:
         for one in found:
             relations_shown.to_terminal(one, Console(), rows)
