@@ -13,25 +13,12 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
-from autointerp import (
-    check,
-    collect,
-    corpus,
-    explainers,
-    judge,
-    lens,
-    lenses,
-    prompts,
-    relate,
-    report,
-    score,
-    simulate,
-    targets,
-)
+from autointerp import check, collect, corpus, explainers, judge, lens, prompts, relate, score, simulate, targets
+from autointerp import lens_stage as lenses
 from autointerp import population as populations
 from autointerp.config import ModelSection, Settings, model_of
 from autointerp.corpus import Shard
-from autointerp.errors import DictionaryError, StoreError, SubjectError
+from autointerp.errors import StoreError
 from autointerp.explain import Explaining
 from autointerp.grading import Grading, Opens
 from autointerp.llm import Door, door
@@ -44,8 +31,6 @@ from autointerp.subject import Subject
 from autointerp.sweep import Replica, load_replicas
 from autointerp.tally import Bar, Tally, peak_memory_mb
 from autointerp.targets import Target
-
-LENS_FLOP = 1e12  # of the logit lens that a run computes by itself: about half a minute of one core
 
 
 @dataclass(frozen=True)
@@ -235,24 +220,10 @@ class Labelling:
         ))  # fmt: skip
 
     def lens(self) -> Tally | None:
-        """The logit lens of every feature, which readers show; None, and the reason said, where it takes more than
-        seconds or cannot be had."""
-        reading = report.read(self.store, self.target.dictionary.name)
-        pending = lenses.pending(reading, self.store)
-        if not pending:
-            return self._log(Tally("lens"))
-        sketch = Subject.sketch(self.settings.subject)
-        width = sketch.model.get_output_embeddings().weight.shape[1]
-        flop = 2 * len(pending) * sketch.vocabulary_size * width
-        try:
-            if self.settings.subject.random:
-                raise SubjectError("the subject's unembedding is drawn anew")
-            if flop > LENS_FLOP:
-                raise DictionaryError(f"{len(pending):,} features take minutes; `autointerp lens` computes it")
-            return self._log(lenses.compute(reading, self.store, self.pipeline.bar))
-        except (DictionaryError, SubjectError) as problem:
-            self.pipeline.say(f"lens: left out: {problem}")
-            return None
+        """What the features promote; None, and the reason said, where that takes more than seconds or cannot be had."""
+        name, bar = self.target.dictionary.name, self.pipeline.bar
+        tally = lenses.compute(self.store, self.settings, name, bar, self.pipeline.say)
+        return None if tally is None else self._log(tally)
 
     def explain(self) -> Tally:
         """Stage 2, with its rounds of revision: each is made from what the candidates before it scored on select.

@@ -176,7 +176,7 @@ def test_a_second_run_loads_no_model(
     monkeypatch.setattr("autointerp.subject.load_causal_lm", refuse)
     monkeypatch.setattr("autointerp.grading.open_simulator", refuse)
     said = run_all(quick_settings(tiny, copied))
-    assert len(said) == 7
+    assert len(said) == 8
 
 
 def test_what_changes_speed_alone_is_no_new_work(tiny: dict[str, Path], copied: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from autointerp import pipeline
+from autointerp import lens_stage
 from autointerp.store import Store
 from autointerp.store_lens import lensed
 
@@ -48,7 +48,7 @@ def test_rows_that_do_not_reach_the_unembedding_leave_it_out(
 def test_a_lens_that_takes_minutes_is_left_to_its_own_command(
     tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "LENS_FLOP", 1e5)
+    monkeypatch.setattr(lens_stage, "MOST_FLOP", 1e5)
     settings = quick_settings(tiny, tmp_path, features__select="0,3")
     assert any("lens: left out: 64 features take minutes; `autointerp lens`" in line for line in run_all(settings))
     assert known(settings.database) == set()
