@@ -1,12 +1,15 @@
 """The logit lens as a part of a run: there for readers, and left out with a reason where it cannot be had."""
 
+import html
+import re
 from pathlib import Path
 
 import pytest
+from starlette.testclient import TestClient
 
-from autointerp import lens_stage
+from autointerp import lens_stage, serve
 from autointerp.store import Store
-from autointerp.store_lens import lensed
+from autointerp.store_lens import lensed, lenses
 
 from . import test_cli
 from .conftest import write_dictionary
@@ -29,6 +32,19 @@ def test_a_run_leaves_the_lens_of_every_feature(autointerp: Autointerp, tiny: di
         assert "lens" in [row["stage"] for row in store.stages(asked.run_id)]
     shown = autointerp("show", (asked.features or [])[0], run)
     assert shown.code == 0 and "promotes" in shown.out and "suppresses" in shown.out
+
+
+def test_the_page_of_a_feature_shows_it(tiny: dict[str, Path]) -> None:
+    run = finished_run(tiny)
+    with Store.read(run / "run.duckdb") as store:
+        asked = store.latest_run()
+        feature = (asked.features or [])[0]
+        found = lenses(store, asked.collection_id, [feature])[feature]
+    client = TestClient(serve.application(run, 8123), base_url="http://127.0.0.1:8123")
+    page = html.unescape(client.get(f"/feature/{asked.dictionary}/{feature}").text)
+    for name, tokens in (("promotes", found.promoted), ("suppresses", found.suppressed)):
+        part = page.partition(f"Tokens that it {name}</h3>")[2].partition("</ul>")[0]
+        assert [word.strip() for word in re.findall(r"<li[^>]*>(.*?)</li>", part)] == [t.strip() for t in tokens]
 
 
 def test_rows_that_do_not_reach_the_unembedding_leave_it_out(
