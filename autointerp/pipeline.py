@@ -1,7 +1,8 @@
 """The order of the stages, and what is checked before any of them works.
 
-`autointerp run` = collect -> explain -> [simulate(select) -> score(select) -> revise] x rounds -> simulate(select) ->
-score(select) -> simulate(score) -> score(score) -> report, export; judges, where they are asked for, follow each score.
+`autointerp run` = collect -> relate -> lens -> explain -> [simulate(select) -> score(select) -> revise] x rounds ->
+simulate(select) -> score(select) -> simulate(score) -> score(score) -> report, export; judges, where they are asked
+for, follow each score.
 Stages do not know one another; what passes between them are tables.
 """
 
@@ -13,6 +14,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from autointerp import check, collect, corpus, edits, explainers, judge, lens, prompts, relate, score, simulate, targets
+from autointerp import lens_stage as lenses
 from autointerp import people as persons
 from autointerp import population as populations
 from autointerp import store_people as labels_of_people
@@ -179,6 +181,7 @@ class Pipeline:
         self.collect()
         for labelling in self.labellings:
             labelling.relate()
+            labelling.lens()
             labelling.explain()
             for split in SPLITS_GRADED:
                 labelling.simulate(split)
@@ -244,6 +247,12 @@ class Labelling:
         return self._log(relate.run(
             self.store, self.target.keys.collection_id, self.target.dictionary, features, self.pipeline.bar
         ))  # fmt: skip
+
+    def lens(self) -> Tally | None:
+        """What the features promote; None, and the reason said, where that takes more than seconds or cannot be had."""
+        name, bar = self.target.dictionary.name, self.pipeline.bar
+        tally = lenses.compute(self.store, self.settings, name, bar, self.pipeline.say)
+        return None if tally is None else self._log(tally)
 
     def explain(self) -> Tally:
         """Stage 2, with its rounds of revision: each is made from what the candidates before it scored on select.

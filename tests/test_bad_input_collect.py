@@ -421,7 +421,7 @@ def tried(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Tr
 def one_line(ended: Ended) -> str:
     """What was said beside the tallies of the stages that went well, once it is sure that it is one line, exit 2."""
     others = [
-        line for line in ended.stderr.splitlines() if not re.match(r"(collect|relate|explain|simulate|score): (\d|nothing)", line)
+        line for line in ended.stderr.splitlines() if not re.match(r"(collect|relate|lens|explain|simulate|score): (\d|nothing)", line)
     ]
     assert (ended.code, len(others)) == (2, 1), ended.stderr[-1500:]
     assert others[0].startswith("autointerp: ")

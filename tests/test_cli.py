@@ -477,7 +477,7 @@ def test_the_report_as_json_has_every_figure_that_was_promised(autointerp: Autoi
         assert keys <= set(found[name]), name
     assert found["features"] == found["r_rank"]["n"] == found["null"]["n"] == 6
     assert found["peak_memory_mb"] > 0
-    assert set(found["stages"]) == {"collect", "relate", "explain", "simulate", "score"}
+    assert set(found["stages"]) == {"collect", "relate", "lens", "explain", "simulate", "score"}
     assert all(
         {"ok", "failed", "seconds", "tokens_per_second"} <= set(stage) for stage in found["stages"].values()
     )

@@ -162,7 +162,7 @@ def test_a_second_run_finds_nothing_pending_and_adds_no_row(tiny: dict[str, Path
     run_all(settings)
     before, stages = everything(database), rows(database, "stage")
     said = run_all(settings)
-    assert [line.split(": ")[1] for line in said] == ["nothing pending"] * 7
+    assert [line.split(": ")[1] for line in said] == ["nothing pending"] * 8
     assert rows(database, "stage") == stages
     assert_same(everything(database), before)
 
@@ -176,7 +176,7 @@ def test_a_second_run_loads_no_model(
     monkeypatch.setattr("autointerp.subject.load_causal_lm", refuse)
     monkeypatch.setattr("autointerp.grading.open_simulator", refuse)
     said = run_all(quick_settings(tiny, copied))
-    assert len(said) == 7
+    assert len(said) == 8
 
 
 def test_what_changes_speed_alone_is_no_new_work(tiny: dict[str, Path], copied: Path) -> None:

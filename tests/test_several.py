@@ -439,7 +439,7 @@ def test_a_run_again_finds_nothing_pending(several: Run, autointerp: Autointerp,
     ended = autointerp("run", *several.arguments, "--set", f"run.results={tmp_path / 'results'}")
     assert ended.code == 0, ended
     said = [line.split(": ")[1] for line in ended.err.splitlines()]
-    assert said == ["nothing pending"] * 13  # one collect, six stages for each dictionary
+    assert said == ["nothing pending"] * 15  # one collect, seven stages for each dictionary
 
 
 def test_features_are_selected_by_name(several: Run, autointerp: Autointerp, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from autointerp.errors import UserError
 # isort: off
 # fmt: off
 from autointerp.cli import (  # noqa: F401  each adds its commands, in this order
-    stages, trust, comparing, readers, bringing, finding, grouping, pages, causal, attribution, setup,
+    stages, trust, comparing, readers, bringing, finding, grouping, pages, causal, attribution, relations, setup,
 )
 # fmt: on
 # isort: on
