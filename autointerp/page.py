@@ -58,7 +58,7 @@ def render(reading: Reading, store: Store) -> str:
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
-    environment.filters |= {"number": _figure, "visible": visible, "share": _share}
+    environment.filters |= {"number": figure, "visible": visible, "share": _share}
     environment.filters |= {"fit_line": fit_line, "scorer_line": scorer_line}
     script = (TEMPLATES / "report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -111,8 +111,8 @@ def pieces(context: Context, found: Found) -> list[Piece]:
     for i in shown:
         actual, guess = context.activations[i], context.predicted[i] if context.predicted else 0.0
         piece = Piece(
-            visible(context.strings[i]), _tenths(actual / (found.max_activation or 1.0)),
-            _tenths(guess / (found.max_predicted or 1.0), FAINT), "",
+            visible(context.strings[i]), tenths(actual / (found.max_activation or 1.0)),
+            tenths(guess / (found.max_predicted or 1.0), FAINT), "",
         )  # fmt: skip
         if piece.actual or piece.predicted:
             notes = [f"activation {actual:.2f}"] + ([f"predicted {guess:.2f}"] if context.predicted else [])
@@ -124,12 +124,12 @@ def pieces(context: Context, found: Found) -> list[Piece]:
     return [*result, Piece("…", 0, 0, "")] if shown.stop < len(context.strings) else result
 
 
-def _tenths(share: float, faint: float = 0.0) -> int:
+def tenths(share: float, faint: float = 0.0) -> int:
     """1 to 9 for a share of the largest, 0 for nothing to draw."""
     return 0 if share <= faint else max(1, min(9, round(share * 9)))
 
 
-def _figure(value: float | None, spec: str = ".2f") -> str:
+def figure(value: float | None, spec: str = ".2f") -> str:
     """A number as it is set on the page: a true minus, no minus before a rounded zero, a dash for none."""
     text = number(value, spec) if value is not None else "–"
     return text.replace("-", "−") if any(c in "123456789" for c in text) or value is None else text.lstrip("+-")

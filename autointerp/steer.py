@@ -152,7 +152,11 @@ def target_of(reading: Reading, sketch: Subject | None = None) -> targets.Target
     """
     settings = reading.settings
     found = targets.load(settings, sketch or Subject.sketch(settings.subject))
-    target = next(target for target in found if target.dictionary.name == reading.run.dictionary)
+    return same(next(target for target in found if target.dictionary.name == reading.run.dictionary), reading)
+
+
+def same(target: targets.Target, reading: Reading) -> targets.Target:
+    """The target, if a run was collected with such a one. Raises StoreError where it was not."""
     found_at, collected = (target.dictionary.width, target.keys.hookpoint), reading.collection
     if found_at != (collected["width"], collected["hookpoint"]):
         raise StoreError(

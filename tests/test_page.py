@@ -145,7 +145,7 @@ def test_every_label_and_figure_is_on_the_page(run: tuple[Reading, Store], html:
     text = Tags(html).text
     for label in reading.labels:
         assert label.label is None or label.label in text
-    assert page._figure(reading.summary["r_rank"]["mean"]) in text
+    assert page.figure(reading.summary["r_rank"]["mean"]) in text
     assert f"n = {reading.summary['r_rank']['n']}" in text
     assert reading.collection["hookpoint"] in text
     assert all(stage in text for stage in reading.summary["stages"])
@@ -178,4 +178,4 @@ def test_a_large_run_leaves_contexts_to_show(run: tuple[Reading, Store], monkeyp
     [(-0.001, ".2f", "0.00"), (-0.256, "+.2f", "−0.26"), (0.5, "+.2f", "+0.50"), (0.0, "+.2f", "0.00"), (None, ".2f", "–")],
 )
 def test_numbers_are_set_for_people(value: float | None, spec: str, text: str) -> None:
-    assert page._figure(value, spec) == text
+    assert page.figure(value, spec) == text

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
-from autointerp import config, report, serve
+from autointerp import config, report, serve, serve_pages
 from autointerp.errors import ConfigError, StoreError
 from autointerp.pipeline import Pipeline, prepare
 from autointerp.report import Label
@@ -88,7 +88,7 @@ def test_feature_page_has_what_show_has(client: TestClient, folder: Path, labels
     from autointerp import show
 
     with Store.read(folder / "run.duckdb") as store:
-        found = show.look_up(report.read(store), store, str(labels[0].feature), serve.CONTEXTS)
+        found = show.look_up(report.read(store), store, str(labels[0].feature), serve_pages.CONTEXTS)
     page = Tags(client.get(f"/feature/{labels[0].feature_id}").text)
     shown = sum(1 for tag, attrs in page.found if tag == "p" and attrs.get("class") == "passage")
     assert shown == sum(map(len, found.contexts.values())) > 0
@@ -103,7 +103,7 @@ def test_no_text_of_a_run_becomes_markup(client: TestClient, labels: list[Label]
         answer = client.get(path)
         tags = Tags(answer.text)
         assert answer.status_code == 200
-        assert [a.get("src") for t, a in tags.found if t == "script"] == ["/static/theme.js", "/static/serve.js"]
+        assert [a.get("src") for t, a in tags.found if t == "script"] == ["/static/theme.js", "/static/serve.js", "/static/live.js"]
         assert not tags.count("img") and not tags.count("style")
         assert not any(name.startswith("on") or name == "style" for _, attrs in tags.found for name in attrs)
         assert not set("\x1b\0\u202e") & set(answer.text)
