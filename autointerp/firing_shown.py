@@ -68,7 +68,8 @@ def _pieces(strings: list[str], spikes: Spikes, largest: float) -> list[Piece]:
     for i, string in enumerate(strings):
         value = at.get(i, 0.0)
         if value > 0:
-            result.append(Piece(visible(string), tenths(value / (largest or spikes.peak)), 0, f"activation {value:.2f}"))
+            share = value / (largest or spikes.peak)
+            result.append(Piece(visible(string), tenths(share), 0, f"activation {value:.2f}"))
         elif result and not result[-1].note:
             result[-1] = result[-1]._replace(text=result[-1].text + visible(string))
         else:
