@@ -1,8 +1,8 @@
 """A run as pages on this machine: the application that starlette serves, behind the guard, and its socket.
 
 Requests share the run in memory (`shelf`) and pass the guard (`guard`), which also forbids all that is inline or from
-elsewhere; so strengths are classes of the style sheet, and bars and charts are SVG with attributes. What is on a page is
-in `serve_pages`.
+elsewhere; so strengths are classes of the style sheet, and bars and charts are SVG with attributes. What the pages show
+is in `serve_pages`.
 """
 
 import secrets

@@ -8,7 +8,6 @@ import json
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from numpy.typing import NDArray
@@ -22,24 +21,20 @@ from autointerp.errors import AutointerpError, ConfigError, FeatureError, StoreB
 from autointerp.firing import Fired, TextReader
 from autointerp.firing_shown import Shown, shown
 from autointerp.likeness import Likeness
-from autointerp.page import figure, pieces
+from autointerp.page import pieces
 from autointerp.population import feature_index
-from autointerp.report import fit_line, scorer_line
-from autointerp.rows import Call, Explanation
 from autointerp.said import Remarks, Said
+from autointerp.serve_values import FILTERS, asked_of, feature_link, growing_of, link
 from autointerp.shelf import Book, Shelf
 from autointerp.show import KINDS, Found, visible
-from autointerp.store import Store
 from autointerp.store_catalog import SORTS, UNJUDGED, View
 from autointerp.tally import Bar
-from autointerp.text import printable
 from autointerp.verdicts import MEANING, WORDS
 from autointerp.working import Job, Worker
 
 TEMPLATES = Path(__file__).parent / "templates" / "serve"
 CONTEXTS = 8  # passages per stratum of a feature's page
 POINTS = 1500  # of the scatter; a larger dictionary is sampled
-AXIS = (-0.2, 1.0)  # ends of the interval bars
 SOON_S = 1.0  # work that ends within it is in the answer; for longer work the page asks again
 TEXTS = 16  # typed texts whose firings are kept
 BODY = 20_000  # bytes of a write
@@ -59,12 +54,8 @@ class Site:
             loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
         )  # fmt: skip
-        self.templates.filters |= {
-            "number": figure, "visible": visible, "percent": _percent, "at": _at, "duration": _duration,
-            "fit_line": fit_line, "scorer_line": scorer_line, "words": lambda text: text.replace("_", " "),
-            "lines_visible": printable, "combine": lambda first, second: {**first, **second},
-        }  # fmt: skip
-        self.templates.globals |= {"meaning": MEANING, "kinds": KINDS, "link": _link, "feature_link": _feature_link}
+        self.templates.filters |= FILTERS
+        self.templates.globals |= {"meaning": MEANING, "kinds": KINDS, "link": link, "feature_link": feature_link}
 
     # -- answering -----------------------------------------------------------------------------------------------------
 
@@ -94,7 +85,7 @@ class Site:
     def render(self, name: str, book: Book, **values: Any) -> str:
         run = book.readings[0].run
         return self.templates.get_template(f"{name}.html.j2").render(
-            run=run, growing=_growing(book), dictionaries=list(book.libraries), page=name, token=self.token, **values
+            run=run, growing=growing_of(book), dictionaries=list(book.libraries), page=name, token=self.token, **values
         )
 
     def nowhere(self, request: Request) -> str:
@@ -119,7 +110,7 @@ class Site:
 
     def progress(self, request: Request, book: Book) -> str:
         """How far a run has come that is being written: what its pages ask for again and again."""
-        return self.templates.get_template("growing.html.j2").render(growing=_growing(book), here="")
+        return self.templates.get_template("growing.html.j2").render(growing=growing_of(book))
 
     def features(self, request: Request) -> str:
         """The list: the address is the view."""
@@ -158,7 +149,7 @@ class Site:
         return self.render(
             "feature", book, f=found, l=found.chosen, view=view, before=before, after=after, contexts=contexts,
             near=[(n, ids[n.other], lines.get(ids[n.other])) for n in near], said=said, unread=unread,
-            histogram=charts.strengths(found.histogram, found.max_activation), asked=_asked(rows, found, book.store),
+            histogram=charts.strengths(found.histogram, found.max_activation), asked=asked_of(rows, found, book.store),
             longest=edits.LONGEST, longest_name=NAME,
         )  # fmt: skip
 
@@ -272,72 +263,7 @@ def _one_line(problem: AutointerpError) -> str:
     return visible(" ".join(str(problem).split()))
 
 
-def _growing(book: Book) -> dict[str, Any] | None:
-    """How far a run that is being written has come, as of its latest snapshot; None where none writes."""
-    if not book.growing:
-        return None
-    labels = [label for reading in book.readings for label in reading.labels]
-    stages: dict[str, float] = {}
-    for reading in book.readings:
-        for name, stage in reading.summary["stages"].items():
-            stages[name] = stages.get(name, 0.0) + stage["seconds"]
-    counts = {
-        "labelled": sum(label.label is not None for label in labels),
-        "graded": sum(label.r_rank is not None for label in labels),
-        "judged": sum(label.verdict is not None for label in labels),
-    }
-    return {
-        "stamp": str(book.stamp[1]), "at": f"{book.published:%H:%M:%S}", "features": len(labels), "counts": counts,
-        "stages": stages,
-    }  # fmt: skip
-
-
 def _shown(fired: Fired, book: Book) -> Shown:
     ids = [f"{name}/{spikes.feature}" for name, found in fired.spikes.items() for spikes in found]
     lines = {key: line for key, line in book.catalog.labels(ids).items() if line.label is not None}
     return shown(fired, lines, book.largest(ids))
-
-
-def _asked(rows: list[Explanation], found: Found, store: Store) -> list[tuple[str | None, Call, list[tuple[str, str]]]]:
-    """(label, call, messages) for every candidate that a model was asked for; the chosen one first."""
-    chosen = found.chosen.explanation_id if found.chosen else None
-    rows = sorted((row for row in rows if row.call_id), key=lambda row: row.explanation_id != chosen)
-    calls = store.calls([row.call_id for row in rows if row.call_id])
-    return [(row.label, calls[row.call_id], _messages(calls[row.call_id].request))
-            for row in rows if row.call_id in calls]  # fmt: skip
-
-
-def _messages(request: str) -> list[tuple[str, str]]:
-    """(role, text) of a recorded request."""
-    found = json.loads(request)
-    messages = found.get("messages", []) if isinstance(found, dict) else found
-    texts = ((m.get("role", ""), m.get("content", "")) for m in messages if isinstance(m, dict))
-    return [(str(role), text if isinstance(text, str) else json.dumps(text, ensure_ascii=False))
-            for role, text in texts]  # fmt: skip
-
-
-def _link(path: str, values: dict[str, str]) -> str:
-    """An address on this server."""
-    return quote(path) + (f"?{urlencode(values)}" if values else "")
-
-
-def _feature_link(feature_id: str, view: View | None = None) -> str:
-    """The address of a feature's page, which knows the view it was opened from."""
-    return _link(f"/feature/{feature_id}", view.kept() if view is not None else {})
-
-
-def _at(value: float | None) -> str:
-    """Where a grade lies on an interval bar 100 wide."""
-    low, high = AXIS
-    return f"{100 * (min(max(low if value is None else value, low), high) - low) / (high - low):.1f}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

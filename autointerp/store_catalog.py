@@ -187,7 +187,8 @@ class Catalog:
 
     def labels(self, feature_ids: Sequence[str]) -> dict[str, Line]:
         """The lines of these features, by id; those that the run did not select are not in it."""
-        found = self._lines(f"SELECT {_COLUMNS} FROM {_PLAIN} WHERE list_contains(?, feature_id)", [list(feature_ids)])
+        wanted = "feature_id IN (SELECT unnest(?))"
+        found = self._lines(f"SELECT {_COLUMNS} FROM {_PLAIN} WHERE {wanted}", [list(feature_ids)])
         return {line.feature_id: line for line in found}
 
     def sample(self, place: int, most: int) -> list[Line]:

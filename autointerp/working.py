@@ -4,9 +4,8 @@ A page that needs seconds of work is answered at once with how far it has come, 
 same thing meanwhile shares the work.
 """
 
-import queue
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -42,15 +41,18 @@ class Job(Generic[T]):
     def __init__(self, work: Callable[[Bar], T]) -> None:
         self.bar = Watched()
         self.over = threading.Event()
-        self._work, self._result, self._problem = work, list[T](), list[BaseException]()
+        self._work: Callable[[Bar], T] | None = work
+        self._result, self._problem = list[T](), list[BaseException]()
 
     def do(self) -> None:
         """Do the work and keep what comes of it, be it an error."""
+        assert self._work is not None, "done before"
         try:
             self._result.append(self._work(self.bar))
         except BaseException as problem:  # whoever asked raises it
             self._problem.append(problem)
         finally:
+            self._work = None  # nor what it holds on to
             self.over.set()
 
     @property
@@ -65,14 +67,14 @@ class Job(Generic[T]):
 
 
 class Worker(Generic[T]):
-    """One thread, which begins with the first work that it is asked for; the latest results are kept."""
+    """One thread, there while there is work; the latest results are kept."""
 
     def __init__(self, keep: int) -> None:
         self.keep = keep
         self._lock = threading.Lock()
-        self._queue: queue.SimpleQueue[Job[T]] = queue.SimpleQueue()
+        self._queue: deque[Job[T]] = deque()
         self._jobs: OrderedDict[Hashable, Job[T]] = OrderedDict()
-        self._thread: threading.Thread | None = None
+        self._working = False
 
     def ask(self, key: Hashable, work: Callable[[Bar], T], wait_s: float) -> T | Job[T]:
         """What `work` returns, if that is there within wait_s; else the job, to be asked for again by the same key.
@@ -86,11 +88,11 @@ class Worker(Generic[T]):
                 if sum(not known.over.is_set() for known in self._jobs.values()) >= WAITING:
                     raise Busy(f"{WAITING} pieces of work are waiting already: try again in a while")
                 job = self._jobs[key] = Job(work)
-                self._queue.put(job)
+                self._queue.append(job)
                 self._forget()
-            if self._thread is None:  # a daemon: loading a large model must not keep Ctrl-C waiting
-                self._thread = threading.Thread(target=self._run, daemon=True)
-                self._thread.start()
+            if not self._working and self._queue:  # a daemon: loading a large model must not keep Ctrl-C waiting
+                self._working = True
+                threading.Thread(target=self._run, daemon=True).start()
             self._jobs.move_to_end(key)
         if not job.over.wait(wait_s):
             return job
@@ -107,4 +109,9 @@ class Worker(Generic[T]):
 
     def _run(self) -> None:
         while True:
-            self._queue.get().do()
+            with self._lock:
+                if not self._queue:
+                    self._working = False
+                    return
+                job = self._queue.popleft()
+            job.do()

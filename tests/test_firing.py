@@ -76,7 +76,7 @@ def test_a_text_of_the_corpus_fires_as_it_was_collected(
                 spikes = found.spikes[readings[0].run.dictionary]
                 typed = {(s.feature, p - row.start): v for s in spikes for p, v in zip(s.positions, s.activations) if p in here}
                 assert set(typed) == kept
-                values = dict(zip(zip(panel.features[a:b].tolist(), panel.positions[a:b].tolist()), panel.activations[a:b].tolist()))
+                values = dict(zip(zip(panel.features[a:b].tolist(), panel.positions[a:b].tolist()), panel.values[a:b].tolist()))
                 np.testing.assert_allclose([typed[k] for k in values], list(values.values()), rtol=1e-5)
                 assert {p - row.start for p in found.masked if p in here} == set(row.masked)
                 tried += 1

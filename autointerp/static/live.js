@@ -17,6 +17,7 @@
   const wait = (element) => setTimeout(() => renew(element.id), Number(element.dataset.again));
   const renew = async (id) => {
     const old = document.getElementById(id);
+    if (!old) return;
     let page;
     try { page = await fetched(old.dataset.from || location.href); } catch {
       if (old.dataset.again) wait(old);  // the server is away: perhaps it comes back
@@ -24,7 +25,7 @@
     }
     const fresh = page.getElementById(id);
     const main = document.getElementById("main");
-    if (!fresh) { put(page.getElementById("main"), main); return; }
+    if (!fresh) { location.reload(); return; }  // another page by now
     if (fresh.outerHTML !== seen.get(id)) put(fresh, old);  // what is read aloud when it changes is else left alone
     else if (old.dataset.again) wait(old);
     if (id === "growing" && fresh.dataset.stamp !== main.dataset.stamp) await outdated(main);
