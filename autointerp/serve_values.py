@@ -42,7 +42,7 @@ class Asked(NamedTuple):
 
     label: str | None
     call: Call
-    messages: list[tuple[str, str]]  # role, text
+    messages: list[tuple[str, str]]  # role, text; a repair's hold the reply that could not be used
 
 
 def asked_of(rows: list[Explanation], found: Found, store: Store) -> list[Asked]:
@@ -51,18 +51,9 @@ def asked_of(rows: list[Explanation], found: Found, store: Store) -> list[Asked]
     rows = sorted((row for row in rows if row.call_id), key=lambda row: row.explanation_id != chosen)
     calls = store.calls([row.call_id for row in rows if row.call_id])
     return [
-        Asked(row.label, calls[row.call_id], messages(calls[row.call_id].request))
+        Asked(row.label, calls[row.call_id], json.loads(calls[row.call_id].request))
         for row in rows if row.call_id in calls
     ]  # fmt: skip
-
-
-def messages(request: str) -> list[tuple[str, str]]:
-    """(role, text) of a recorded request."""
-    found = json.loads(request)
-    messages = found.get("messages", []) if isinstance(found, dict) else found
-    texts = ((m.get("role", ""), m.get("content", "")) for m in messages if isinstance(m, dict))
-    return [(str(role), text if isinstance(text, str) else json.dumps(text, ensure_ascii=False))
-            for role, text in texts]  # fmt: skip
 
 
 def link(path: str, values: dict[str, str]) -> str:

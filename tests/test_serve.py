@@ -24,6 +24,7 @@ from autointerp.simulators.sentences import sentence_vectors
 from autointerp.store import Store
 from autointerp.store_catalog import Catalog, Line, View
 from autointerp.tally import Bar
+from autointerp.text import printable
 from tests.served import HOSTILE, REPLY, hostile_run
 from tests.test_page import Tags
 
@@ -194,13 +195,14 @@ def test_prompts_and_replies_are_shown(client: TestClient, folder: Path, labels:
         calls = store.calls([str(row.call_id) for row in rows])
     assert {row.feature for row in rows} == {label.feature for label in labels}
     for feature in sorted({row.feature for row in rows}):
-        tags = Tags(client.get(f"/feature/{feature}").text)
+        html = client.get(f"/feature/{feature}").text
+        tags = Tags(html)
         asked = [calls[str(row.call_id)] for row in rows if row.feature == feature]
         assert tags.count("details") == len(asked)
         assert tags.text.count(REPLY) == len(asked) and "gpt-6-luna" in tags.text
         for call in asked:
-            for message in json.loads(call.request):
-                assert message["content"].strip()[:40] in tags.text
+            for role, content in json.loads(call.request):
+                assert f"<h3>{role}</h3>" in html and printable(content) in tags.text
 
 
 @pytest.fixture

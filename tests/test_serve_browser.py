@@ -97,7 +97,7 @@ def test_a_reader_searches_filters_opens_and_walks(browser: Any, address: str) -
 def test_a_reader_searches_by_meaning(browser: Any, address: str) -> None:
     with opened(browser, address) as page:
         page.goto(f"{address}/features")
-        page.get_by_label("Search labels").fill("smiling faces")
+        page.get_by_role("searchbox", name="Search labels").fill("smiling faces")
         page.get_by_label("by", exact=True).select_option("meaning")
         page.wait_for_url("**/features?q=smiling+faces&by=meaning")
         page.locator("#list tbody tr").first.wait_for()  # the encoder is loaded while the page waits
