@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
-from autointerp import firing, report, serve
+from autointerp import config, firing, report, serve
 from autointerp.config import Settings
-from autointerp.corpus import document_id
+from autointerp.corpus import SPLITS, document_id
 from autointerp.errors import SubjectError
 from autointerp.firing import Fired, Spikes, TextReader
 from autointerp.firing_shown import shown
+from autointerp.pipeline import Pipeline, prepare
 from autointerp.report import Reading
 from autointerp.store import Store
 from autointerp.store_catalog import Line
+from autointerp.tally import Bar
+from tests.conftest import tiny_overrides, write_corpus
 from tests.served import HOSTILE, hostile_run
+from tests.test_merge import write_firing
 from tests.test_page import Tags
 
 PORT = 8124
@@ -55,32 +59,63 @@ def answered(client: TestClient, text: str) -> str:
     raise AssertionError("never read")
 
 
+def agreeing(store: Store, reading: Reading, reader: TextReader, corpus: Path) -> int:
+    """Typed texts of the corpus against what was collected of them; how many panel passages were compared."""
+    collection = reading.run.collection_id
+    texts = {document_id(path.read_text("utf-8")): path.read_text("utf-8") for path in sorted(corpus.glob("*.txt"))}
+    n = 0
+    for split in SPLITS:
+        panel = store.panel(collection, split)
+        rows = store.passages(collection, panel.passage)
+        for i, passage in enumerate(panel.passage.tolist()):
+            row = rows[passage]
+            if row.start + len(row.tokens) > 192 or n >= 20:  # so far every text is whole within the limit
+                continue
+            found = reader.read(texts[row.document_id][: firing.LONGEST])
+            here = slice(int(panel.offsets[i]), int(panel.offsets[i + 1]))
+            keys = zip(panel.features[here].tolist(), panel.positions[here].tolist())
+            kept = dict(zip(keys, panel.values[here].tolist()))
+            typed = {
+                (spikes.feature, position - row.start): value
+                for spikes in found.spikes[reading.run.dictionary] for position, value in zip(spikes.positions, spikes.activations)
+                if row.start <= position < row.start + len(row.tokens)
+            }  # fmt: skip
+            assert set(typed) == set(kept)
+            np.testing.assert_allclose([typed[key] for key in kept], list(kept.values()), rtol=1e-5)
+            masked = {position - row.start for position in found.masked}
+            assert masked & set(range(len(row.tokens))) == set(row.masked)
+            n += 1
+    return n
+
+
 def test_a_text_of_the_corpus_fires_as_it_was_collected(
     tiny: dict[str, Path], folder: Path, readings: list[Reading], reader: TextReader
 ) -> None:
-    collection = readings[0].run.collection_id
-    texts = {document_id(path.read_text("utf-8")): path.read_text("utf-8") for path in sorted(tiny["corpus"].glob("*.txt"))}
-    tried = 0
     with Store.read(folder / "run.duckdb") as store:
-        for split in ("explain", "select", "score"):
-            panel = store.panel(collection, split)  # type: ignore[arg-type]
-            rows = store.passages(collection, panel.passage)
-            for i, passage in enumerate(panel.passage.tolist()):
-                row = rows[passage]
-                if row.start + len(row.tokens) > 192 or tried > 20:  # such a text is whole within the limit
-                    continue
-                found = reader.read(texts[row.document_id][: firing.LONGEST])
-                a, b = panel.offsets[i], panel.offsets[i + 1]
-                kept = set(zip(panel.features[a:b].tolist(), panel.positions[a:b].tolist()))
-                here = range(row.start, row.start + len(row.tokens))
-                spikes = found.spikes[readings[0].run.dictionary]
-                typed = {(s.feature, p - row.start): v for s in spikes for p, v in zip(s.positions, s.activations) if p in here}
-                assert set(typed) == kept
-                values = dict(zip(zip(panel.features[a:b].tolist(), panel.positions[a:b].tolist()), panel.values[a:b].tolist()))
-                np.testing.assert_allclose([typed[k] for k in values], list(values.values()), rtol=1e-5)
-                assert {p - row.start for p in found.masked if p in here} == set(row.masked)
-                tried += 1
-    assert tried > 3
+        assert agreeing(store, readings[0], reader, tiny["corpus"]) > 3
+
+
+def test_every_dictionary_of_a_run_reads_the_text(tiny: dict[str, Path], tmp_path: Path) -> None:
+    """Two layers, kinds and widths; nothing is labelled yet."""
+    places = {"deep": ("model.layers.1", "topk", 64), "shallow": ("model.layers.0", "standard", 48)}
+    file = tmp_path / "two.toml"
+    file.write_text("\n".join(
+        f"[[dictionary]]\nsource = '{write_firing(tmp_path / name, kind, seed=1, width=width)}'\nhookpoint = '{place}'\ncheck = 'off'"
+        for name, (place, kind, width) in places.items()
+    ))  # fmt: skip
+    corpus = write_corpus(tmp_path / "corpus", documents=12)
+    given = [x for x in tiny_overrides(tiny | {"corpus": corpus}, tmp_path) if not x.startswith("dictionary.")]
+    settings = config.load(file, given)
+    with Store.create(settings.database) as store:
+        Pipeline(store, prepare(settings), Bar(), print).collect()
+        found = report.read_all(store)
+        reader = TextReader(found)
+        for reading in found:
+            assert agreeing(store, reading, reader, corpus) > 3
+    client = TestClient(serve.application(settings.folder, PORT), base_url=f"http://127.0.0.1:{PORT}")
+    page = client.get("/features").text
+    assert all(f'<option value="{place}">' in page for place, _, _ in places.values())  # by layer
+    assert "<b>0</b> labelled features" in answered(client, "Ada walked to the river.")
 
 
 def test_strings_add_up_to_the_text(reader: TextReader) -> None:
