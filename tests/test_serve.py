@@ -180,7 +180,7 @@ def test_the_file_is_free_between_requests_and_read_anew_when_it_changed(
         progress = client.get("/progress").text
         n = sum(label.label is not None for label in labels)
         assert f'max="{len(labels)}" value="{n}"' in progress and f"{n} of {len(labels)}" in progress
-        assert all(f"</span> {stage} " in progress for stage in ("collect", "explain", "simulate", "score"))
+        assert all(f"<li>{stage} " in progress for stage in ("collect", "explain", "simulate", "score"))
         writer.stdin.close()
         assert writer.wait(60) == 0
     after = client.get("/").text
