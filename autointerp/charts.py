@@ -11,7 +11,7 @@ from autointerp.report import Label
 from autointerp.store_catalog import Line
 
 WIDTH, HEIGHT = 560.0, 300.0
-LEFT, RIGHT, TOP, BOTTOM = 52.0, 12.0, 14.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 62.0, 12.0, 14.0, 44.0
 BIN = 0.05  # of a grade
 
 

@@ -1,12 +1,12 @@
-"""What a page on loopback refuses: other hosts' names, and writes that other sites send.
+"""What a page on loopback refuses: other hosts' names, and writes and work that other sites ask for.
 
 A server on 127.0.0.1 is reachable by every page the same browser has open. Two attacks follow: a foreign name that is
-made to resolve to loopback (DNS rebinding) reads the run, and a foreign page posts a form to it. The first is seen in
-the `Host` header, the second in `Origin`, `Sec-Fetch-Site` and a token that only our own pages hold.
+made to resolve to loopback (DNS rebinding) reads the run, and a foreign page posts a form to it, or has it compute.
+The first is seen in the `Host` header, the second in `Origin`, `Sec-Fetch-Site` and a token that only our pages hold.
 """
 
 import hmac
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -29,20 +29,26 @@ HEADERS = {
 }
 
 
-def refusal(method: str, headers: list[tuple[str, str]], port: int, token: str) -> tuple[int, str] | None:
+def refusal(
+    method: str, headers: list[tuple[str, str]], port: int, token: str, works: bool = False
+) -> tuple[int, str] | None:
     """Status and one line for a request that must not be answered; None for one that may.
 
     headers: (lower-case name, value), repeated names kept: a second `Host` or `Origin` is refused, not picked from.
-    A write needs the token, and an `Origin` and `Sec-Fetch-Site`, where sent, that are our own.
+    A write needs the token, and an `Origin` and `Sec-Fetch-Site`, where sent, that are our own. Another site may lead
+    a reader to a page, but embed none; and not even that to an address that `works`, which computes for seconds.
     """
     hosts = [value.lower() for name, value in headers if name == "host"]
     ours = [f"{name}:{port}" for name in NAMES] + (list(NAMES) if port == 80 else [])
     if len(hosts) != 1 or hosts[0] not in ours:
         return 421, f"this page answers to {ours[0]} only: open it under that address"
-    if method in READS:
-        return None
-    origins = [value.lower() for name, value in headers if name == "origin"]
     sites = [value.lower() for name, value in headers if name == "sec-fetch-site"]
+    if method in READS:
+        modes = [value.lower() for name, value in headers if name == "sec-fetch-mode"]
+        if all(site in ("same-origin", "none") for site in sites) or (modes == ["navigate"] and not works):
+            return None
+        return 403, "a request from another site is refused: open the page itself"
+    origins = [value.lower() for name, value in headers if name == "origin"]
     if any(origin != f"http://{hosts[0]}" for origin in origins) or any(site != "same-origin" for site in sites):
         return 403, "a write from another site is refused: edit on the page itself"
     tokens = [value for name, value in headers if name == TOKEN_HEADER]
@@ -51,8 +57,11 @@ def refusal(method: str, headers: list[tuple[str, str]], port: int, token: str) 
     return None
 
 
-def guarded(app: App, port: int, token: str) -> App:
-    """The ASGI application `app` behind `refusal`, with HEADERS on every answer; only lifespan and HTTP pass."""
+def guarded(app: App, port: int, token: str, works: Collection[str] = ()) -> App:
+    """The ASGI application `app` behind `refusal`, with HEADERS on every answer; only lifespan and HTTP pass.
+
+    works  paths at which a read computes for seconds
+    """
 
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -69,7 +78,7 @@ def guarded(app: App, port: int, token: str) -> App:
             await send(message)
 
         headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]]
-        refused = refusal(scope["method"], headers, port, token)
+        refused = refusal(scope["method"], headers, port, token, scope.get("path") in works)
         if refused is None:
             await app(scope, receive, dressed)
             return

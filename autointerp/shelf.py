@@ -5,9 +5,14 @@ connection is given back after every request; when the file has changed by the n
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autointerp import report
 from autointerp.errors import FeatureError
@@ -27,6 +32,28 @@ class Book:
         self.readings = report.read_all(store)
         self.catalog = Catalog(self.readings, store)
         self.libraries = {reading.collection["dictionary"]: Library(reading, store) for reading in self.readings}
+
+    def largest(self, features: Iterable[str]) -> dict[str, float]:
+        """Feature id -> its largest activation in the collection; those that never fired are not in it."""
+        found = {}
+        for feature in features:
+            name, _, index = feature.rpartition("/")
+            if (value := float(self._largest[name][int(index)])) > 0:
+                found[feature] = value
+        return found
+
+    @cached_property
+    def _largest(self) -> dict[str, NDArray[np.float32]]:
+        """Dictionary -> [feature]."""
+        return {
+            reading.collection["dictionary"]: self.store.features(reading.run.collection_id)["max"].max(axis=0)
+            for reading in self.readings
+        }
+
+    @property
+    def published(self) -> datetime:
+        """When the file that is shown was written, local time."""
+        return datetime.fromtimestamp(self.stamp[1] / 1e9).astimezone()
 
     @property
     def growing(self) -> bool:

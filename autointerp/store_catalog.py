@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import duckdb
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from autointerp.errors import ConfigError, nearest
 from autointerp.report import Reading
@@ -48,16 +49,21 @@ class Line(NamedTuple):
     r_tok: float | None
     lift: float | None
     null: float | None
+    similarity: float | None = None  # cosine to what a view is searched for by meaning
 
 
 @dataclass(frozen=True)
 class View:
     """What the list shows: the fields are the keys of its address."""
 
-    q: str = ""  # words that the label or the feature id holds
+    q: str = ""  # words that the label or the feature id holds; or what the label means
+    by: str = ""  # "meaning": nearest to q first, whatever else is sorted by; "": words
     verdict: str = ""
     dictionary: str = ""
+    hookpoint: str = ""
     min: str = ""  # r_rank, at least
+    rarest: str = ""  # density, at least, per cent
+    densest: str = ""  # density, at most, per cent
     sort: str = "r_rank"
     order: str = ""  # "up" or "down"; "" is the usual one of the sort
     after: str = ""  # key of the row before the page
@@ -71,18 +77,31 @@ class View:
             raise ConfigError(f"sort: expected {', '.join(SORTS)}, got {view.sort!r}{nearest(view.sort, SORTS)}")
         if view.order not in ("", "up", "down"):
             raise ConfigError(f"order: expected up or down, got {view.order!r}")
-        _ = view.least, _key(view.after), _key(view.before)
+        if view.by not in ("", "meaning"):
+            raise ConfigError(f"by: expected meaning, or nothing, got {view.by!r}")
+        _ = view.limits, _key(view.after), _key(view.before)
         return view
 
     @property
-    def least(self) -> float | None:
-        """The smallest r_rank that is shown; None for no limit. Raises ConfigError for what is no number."""
-        return _finite("min", self.min) if self.min.strip() else None
+    def limits(self) -> list[tuple[str, float]]:
+        """What numbers of a line have to fulfil, as SQL, with its value. Raises ConfigError for what is no number."""
+        asked = {"min": "r_rank >= ?", "rarest": "100 * density >= ?", "densest": "100 * density <= ?"}
+        return [(sql, _finite(name, text)) for name, sql in asked.items() if (text := getattr(self, name)).strip()]
+
+    @property
+    def meant(self) -> str:
+        """What is searched for by meaning; "" where nothing is."""
+        return self.q.strip() if self.by else ""
+
+    @property
+    def ranked(self) -> str:
+        """The number that lines are sorted by."""
+        return "similarity" if self.meant else self.sort
 
     @property
     def falling(self) -> bool:
         """Largest first."""
-        return SORTS[self.sort] if not self.order else self.order == "down"
+        return bool(self.meant) or (SORTS[self.sort] if not self.order else self.order == "down")
 
     def kept(self, **changed: str) -> dict[str, str]:
         """The keys of the address of this view with some changed, from its first page; defaults are left out."""
@@ -104,11 +123,11 @@ class Catalog:
     """The labels of every dictionary of a run."""
 
     def __init__(self, readings: Sequence[Reading], store: Store) -> None:
-        columns: dict[str, list[Any]] = {name: [] for name in Line._fields}
+        columns: dict[str, list[Any]] = {name: [] for name in _TYPES}
         for place, reading in enumerate(readings):
             means = mean_activations(store, reading.run.collection_id)
             for label in reading.labels:
-                known = {name: getattr(label, name) for name in Line._fields if hasattr(label, name)}
+                known = {name: getattr(label, name) for name in _TYPES if hasattr(label, name)}
                 mean = float(means[label.feature])
                 known |= {
                     "place": place, "dictionary": reading.collection["dictionary"],
@@ -116,6 +135,10 @@ class Catalog:
                 }  # fmt: skip
                 for name, value in known.items():
                     columns[name].append(value)
+        self.hookpoints: dict[str, list[int]] = {}  # hookpoint -> places of the dictionaries that read it
+        for place, reading in enumerate(readings):
+            self.hookpoints.setdefault(reading.collection["hookpoint"], []).append(place)
+        self.near = ""  # what the table of similarities is about
         self.db = duckdb.connect(":memory:", config={"threads": 1})
         table = pa.table({name: pa.array(values, _TYPES[name]) for name, values in columns.items()})
         self.db.register("given", table)
@@ -125,10 +148,22 @@ class Catalog:
     def close(self) -> None:
         self.db.close()
 
+    def texts(self) -> list[str]:
+        """The different labels."""
+        rows = self.db.execute("SELECT DISTINCT label FROM line WHERE label IS NOT NULL ORDER BY label").fetchall()
+        return [text for (text,) in rows]
+
+    def compare(self, phrase: str, texts: Sequence[str], similarity: NDArray[np.float32]) -> None:
+        """From now on views that search for this phrase by meaning can be shown; of others they no longer can."""
+        self.db.register("given", pa.table({"label": pa.array(texts, pa.string()), "similarity": similarity}))
+        self.db.execute("CREATE OR REPLACE TABLE near AS SELECT label, similarity::DOUBLE AS similarity FROM given")
+        self.db.unregister("given")
+        self.near = phrase
+
     def page(self, view: View, size: int = PAGE) -> Page:
         """One page of a view, and how many lines the whole of it has."""
         where, parameters = self._where(view)
-        total = self._one(f"SELECT count(*) FROM line WHERE {where}", parameters)
+        total = self._one(f"SELECT count(*) FROM {_lines(view)} WHERE {where}", parameters)
         key = _key(view.before) or _key(view.after)
         back = bool(view.before)
         lines = self._beside(view, key, size + 1, back)
@@ -143,7 +178,7 @@ class Catalog:
 
     def around(self, view: View, feature_id: str) -> tuple[Line | None, Line | None]:
         """The lines before and after a feature in a view; None at its ends, and for a feature that is not listed."""
-        found = self._lines(f"SELECT {_COLUMNS} FROM line WHERE feature_id = ?", [feature_id])
+        found = self._lines(f"SELECT {_COLUMNS} FROM {_lines(view)} WHERE feature_id = ?", [feature_id])
         if not found:
             return None, None
         key = _key(_text(view, found[0]))
@@ -152,13 +187,14 @@ class Catalog:
 
     def labels(self, feature_ids: Sequence[str]) -> dict[str, Line]:
         """The lines of these features, by id; those that the run did not select are not in it."""
-        found = self._lines(f"SELECT {_COLUMNS} FROM line WHERE list_contains(?, feature_id)", [list(feature_ids)])
+        wanted = "feature_id IN (SELECT unnest(?))"
+        found = self._lines(f"SELECT {_COLUMNS} FROM {_PLAIN} WHERE {wanted}", [list(feature_ids)])
         return {line.feature_id: line for line in found}
 
     def sample(self, place: int, most: int) -> list[Line]:
         """At most so many lines of a dictionary, spread over its features, always the same ones."""
         return self._lines(
-            f"SELECT {_COLUMNS} FROM (FROM line WHERE place = ? ORDER BY hash(feature) LIMIT ?) ORDER BY feature",
+            f"SELECT {_COLUMNS} FROM (FROM {_PLAIN} WHERE place = ? ORDER BY hash(feature) LIMIT ?) ORDER BY feature",
             [place, most],
         )
 
@@ -170,7 +206,8 @@ class Catalog:
             where += f" AND ({rank}, place, feature) {sign} (?, ?, ?)"
             parameters = [*parameters, *key]
         return self._lines(
-            f"SELECT {_COLUMNS} FROM line WHERE {where} ORDER BY {rank} {way}, place {way}, feature {way} LIMIT ?",
+            f"SELECT {_COLUMNS} FROM {_lines(view)} WHERE {where} "
+            f"ORDER BY {rank} {way}, place {way}, feature {way} LIMIT ?",
             [*parameters, limit],
         )
 
@@ -180,22 +217,25 @@ class Catalog:
         key = _key(_text(view, line))
         assert key is not None
         return self._one(
-            f"SELECT count(*) FROM line WHERE {where} AND ({_rank(view)}, place, feature) < (?, ?, ?)",
+            f"SELECT count(*) FROM {_lines(view)} WHERE {where} AND ({_rank(view)}, place, feature) < (?, ?, ?)",
             [*parameters, *key],
         )
 
     def _where(self, view: View) -> tuple[str, list[Any]]:
         conditions, parameters = ["true"], list[Any]()
-        for word in view.q.split():
+        for word in [] if view.meant else view.q.split():
             conditions.append("(contains(lower(label), lower(?)) OR contains(lower(feature_id), lower(?)))")
             parameters += [word, word]
         for name in ("verdict", "dictionary"):
             if getattr(view, name):
                 conditions.append(f"{name} = ?")
                 parameters.append(getattr(view, name))
-        if view.least is not None:
-            conditions.append("r_rank >= ?")
-            parameters.append(view.least)
+        if view.hookpoint:
+            conditions.append("list_contains(?::INTEGER[], place)")
+            parameters.append(self.hookpoints.get(view.hookpoint, []))
+        for sql, value in view.limits:
+            conditions.append(sql)
+            parameters.append(value)
         return " AND ".join(conditions), parameters
 
     def _lines(self, sql: str, parameters: list[Any]) -> list[Line]:
@@ -206,10 +246,16 @@ class Catalog:
 
 
 _TYPES = {
-    **dict.fromkeys(Line._fields, pa.float64()), "place": pa.int32(), "feature": pa.int32(),
+    **dict.fromkeys(Line._fields[:-1], pa.float64()), "place": pa.int32(), "feature": pa.int32(),
     **dict.fromkeys(("feature_id", "dictionary", "label", "reason", "method", "verdict"), pa.string()),
 }  # fmt: skip
 _COLUMNS = ", ".join(f'"{name}"' for name in Line._fields)
+_PLAIN = "(SELECT *, NULL::DOUBLE AS similarity FROM line)"
+
+
+def _lines(view: View) -> str:
+    """The lines that a view is of, as SQL."""
+    return "(FROM line JOIN near USING (label))" if view.meant else _PLAIN
 
 
 def mean_activations(store: Store, collection_id: str) -> Any:
@@ -221,13 +267,13 @@ def mean_activations(store: Store, collection_id: str) -> Any:
 
 def _rank(view: View) -> str:
     """What a view is sorted by, as SQL of a number that rises down the list."""
-    column = f'"{view.sort}"::DOUBLE'
+    column = f'"{view.ranked}"::DOUBLE'
     return f"coalesce({'-' if view.falling else ''}{column}, {_LAST!r}::DOUBLE)"
 
 
 def _text(view: View, line: Line) -> str:
     """The key of a line in a view, as it stands in an address."""
-    value = getattr(line, view.sort)
+    value = getattr(line, view.ranked)
     rank = _LAST if value is None else -float(value) if view.falling else float(value)
     return f"{rank!r}_{line.place}_{line.feature}"
 

@@ -5,6 +5,7 @@ Everything that can be checked without running the subject is checked here.
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,8 +69,12 @@ def collected(reading: "Reading", sketch: Subject | None = None) -> Target:
 
     Raises StoreError where what is loaded by its name is another one by now, other UserErrors where it is gone.
     """
-    settings, row = reading.settings, reading.collection
-    found = load(settings, sketch or Subject.sketch(settings.subject))
+    return collected_among(load(reading.settings, sketch or Subject.sketch(reading.settings.subject)), reading)
+
+
+def collected_among(found: Sequence[Target], reading: "Reading") -> Target:
+    """The one of these that a run was collected with. Raises StoreError where none is, or where it is another one."""
+    row = reading.collection
     target = next((target for target in found if target.dictionary.name == reading.run.dictionary), None)
     if target is None:
         raise StoreError(

@@ -52,6 +52,18 @@ def test_foreign_writes_are_refused(method: str, extra: list[tuple[str, str]]) -
     assert refused is not None and refused[0] == 403
 
 
+@pytest.mark.parametrize(("extra", "works", "allowed"), [
+    ([], True, True), ([("sec-fetch-site", "none")], True, True), ([("sec-fetch-site", "same-origin")], True, True),
+    ([("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")], False, True),  # a link to a page
+    ([("sec-fetch-site", "cross-site"), ("sec-fetch-mode", "navigate")], True, False),
+    ([("sec-fetch-site", "same-site"), ("sec-fetch-mode", "no-cors")], False, False),  # an image, a script
+    ([("sec-fetch-site", "cross-site")], False, False), ([("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")], True, False),
+])  # fmt: skip
+def test_other_sites_may_link_and_no_more(extra: list[tuple[str, str]], works: bool, allowed: bool) -> None:
+    refused = guard.refusal("GET", [HOST, *extra], 8000, "right", works)
+    assert refused is None if allowed else refused is not None and refused[0] == 403
+
+
 def test_own_page_writes() -> None:
     own = [HOST, TOKEN, ("origin", "http://127.0.0.1:8000"), ("sec-fetch-site", "same-origin")]
     assert guard.refusal("POST", own, 8000, "right") is None

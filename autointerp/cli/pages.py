@@ -15,10 +15,11 @@ def serve(
     config: ConfigFile = None,
     overrides: Overrides = None,
 ) -> None:
-    """A run in the browser: overview, a list to search and filter, and a page per feature.
+    """A run in the browser: overview, a list to search and filter, a page per feature, and what fires on a text.
 
-    Only this machine can reach it, and nothing is loaded from elsewhere. A run that is still being written is shown as
-    of its latest snapshot.
+    Only this machine can reach it, and nothing is loaded from elsewhere. A run that is still being written is followed
+    from snapshot to snapshot. Votes and labels of readers are kept beside the run, which grades them when it is run
+    again.
 
     autointerp serve
     autointerp serve results/demo --port 9000

@@ -1,6 +1,8 @@
 """Whole texts as unit vectors of the packaged sentence encoder: what labels are searched by."""
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +23,7 @@ def sentence_vectors(
     pieces  wordpieces that are read of a text, its marks of beginning and end among them
     Equal texts are read once. Raises ConfigError when the encoder cannot be found or read.
     """
-    model, tokenizer = load_encoder(encoder)
-    model.eval()
+    model, tokenizer = _encoder(encoder)
     different = list(dict.fromkeys(texts)) or [""]
     bar.start("embed", total=len(different), unit="texts")
     parts = []
@@ -40,3 +41,9 @@ def sentence_vectors(
         bar.advance(len(chunk))
     vectors, row = np.concatenate(parts), {text: n for n, text in enumerate(different)}
     return vectors[[row[text] for text in texts]]
+
+
+@lru_cache(maxsize=1)  # a page asks for one phrase after another
+def _encoder(name: str) -> tuple[Any, Any]:
+    model, tokenizer = load_encoder(name)
+    return model.eval(), tokenizer

@@ -34,9 +34,9 @@
     for (const field of document.querySelectorAll("form[role=search] :disabled")) field.disabled = false;
   });
 
-  const rows = [...document.querySelectorAll("#list tbody tr .label a")];
   const search = document.getElementById("q") || document.getElementById("jump");
   const step = (by) => {
+    const rows = [...document.querySelectorAll("#list tbody tr .label a")];
     if (rows.length) {
       const at = rows.indexOf(document.activeElement);
       const next = at < 0 ? (by > 0 ? 0 : rows.length - 1) : at + by;

@@ -1,0 +1,61 @@
+"""A finished run in which every text is hostile, with labels that a model behind a server gave: what is served in tests."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from autointerp import config, serve
+from autointerp.pipeline import Pipeline, prepare
+from autointerp.store import Store
+from autointerp.tally import Bar
+from tests.conftest import tiny_overrides, write_dictionary
+from tests.llm_server import Server
+
+HOSTILE = [
+    '</script><script>alert("x")</script>', '"><img src=x onerror=alert(1)>', "\x1b[31mred\x1b[0m", "zero\0byte",
+    "\u202egnp.exe", "👩‍🔬 emoji", "'; DROP TABLE line; --", "{{ 7 * 7 }}", '=HYPERLINK("http://x")',
+]  # fmt: skip
+REPLY = "words about walking </pre><script>alert(2)</script>"
+
+
+def hostile_run(tiny: dict[str, Path], results: Path) -> Path:
+    """The folder of a run over the tiny parts, in which tokens, sources, labels and replies are hostile."""
+    sparse = write_dictionary(results / "sae", width=512, k=2)
+    with Server(says=lambda asked: f"words of kind {asked.number}") as server, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OPENAI_API_KEY", "test-key-secret")
+        settings = config.load(None, tiny_overrides(
+            tiny, results, dictionary__source=sparse, features__select="random:9", explainer__candidates=2,
+            score__nulls=2, score__select_passages=10, score__score_passages=20,
+            explainer__methods='["mined", "marks"]', explainer__provider="openai", explainer__model="gpt-6-luna",
+            explainer__base_url=server.openai,
+        ))  # fmt: skip
+        with Store.create(settings.database) as store:
+            Pipeline(store, prepare(settings), Bar(), print).all()
+            features = sorted(e.feature for e in store.chosen(store.latest_run()))
+            for feature, text in zip(features, HOSTILE, strict=False):
+                store.db.execute("UPDATE explanation SET label = ? WHERE feature = ? AND status = 'ok'", [text, feature])
+            for i, text in enumerate(HOSTILE):
+                store.db.execute("UPDATE token SET piece = ? WHERE token_id % 11 = ?", [text.encode(), i])
+            store.db.execute("UPDATE document SET source = ?", [HOSTILE[1]])
+            store.db.execute("UPDATE call SET reply = ?", [REPLY])
+    return settings.folder
+
+
+@contextmanager
+def listening(folder: Path) -> Iterator[str]:
+    """The address at which a run is served meanwhile."""
+    with serve.bound(0) as listener:
+        port = listener.getsockname()[1]
+        server = uvicorn.Server(uvicorn.Config(serve.application(folder, port), log_level="warning", lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        while not server.started:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+        server.should_exit = True
+        thread.join(20)
