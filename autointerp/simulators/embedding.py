@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PAD = 16  # wordpieces: passages are padded to multiples of it
 LABEL_PIECES = 32  # wordpieces of a clause that are read; all clauses are padded to it
 READ_BATCH = 32  # texts per forward pass
-PREDICT_BLOCK = 32  # passages per matrix product; always full, for the same reason as READ_BATCH
+PREDICT_BLOCK = 8  # passages per matrix product; always full, for the same reason as READ_BATCH
 PREDICT_CLAUSES = 16  # clauses per matrix product, likewise
 # Vectors of passages that are held: 98 kB each with the packaged encoder, so 21,800 passages. The panels take 5,500 of
 # them, 80 passages of each of 100 features 8,000: a run of that size embeds nothing twice.
@@ -41,6 +41,7 @@ FLOOR_PASSAGES = 512  # background passages behind a label's floor
 LAYERS = (0, -1)  # hidden states of the encoder, weighted equally
 LITERAL = 0.3  # added to the similarity of the token that completes a clause, word for word
 N_GRAM = 3  # words of a clause that a literal match looks at, counted from its end
+UNREAD = -1  # in the place of a word's id, where no passage holds the word
 
 
 class EmbeddingSimulator:
@@ -181,21 +182,21 @@ class EmbeddingSimulator:
     def _similarity(self, labels: "Sequence[_Label]", passages: NDArray[np.int64]) -> Tensor:
         """Likeness of every token to the nearest clause of each label, [label, passage, token]: mean cosine over the
         layers, plus LITERAL where the clause ends at the token."""
-        named = [
-            (i, label.vectors[n], label.words[n]) for i, label in enumerate(labels) for n in range(len(label.words))
-        ]
-        vectors = torch.stack([vector for _, vector, _ in named])
+        vectors = torch.cat([label.vectors for label in labels])
+        first = np.cumsum([0, *(len(label.words) for label in labels[:-1])])
+        endings = self._endings([words for label in labels for words in label.words])
         padded = torch.cat([vectors, vectors.new_zeros(-len(vectors) % PREDICT_CLAUSES, vectors.shape[1])])
-        columns = [part.T.contiguous() for part in padded.split(PREDICT_CLAUSES)]
-        result = np.full((len(labels), len(passages), self.passage_tokens), -1.0, dtype=np.float32)
+        likeness = torch.empty(len(padded), PREDICT_BLOCK * self.passage_tokens)  # [clause, token], of one block
+        result = np.empty((len(labels), len(passages), self.passage_tokens), dtype=np.float32)
         for start, chunk in self._blocks(passages):
             full = np.concatenate([chunk, np.repeat(chunk[-1:], PREDICT_BLOCK - len(chunk))])
             block = self._vectors[torch.from_numpy(full)].float().reshape(-1, vectors.shape[1])
-            likeness = torch.cat([block @ part for part in columns], dim=1).numpy()
-            likeness = likeness.reshape(PREDICT_BLOCK, self.passage_tokens, -1)[: len(chunk)]
-            for n, (i, _, spelled) in enumerate(named):
-                into = result[i, start : start + len(chunk)]
-                np.maximum(into, likeness[..., n] + self._literal(spelled, self._words[chunk]), out=into)
+            for n, part in enumerate(padded.split(PREDICT_CLAUSES)):
+                torch.mm(part, block.T, out=likeness[n * PREDICT_CLAUSES : (n + 1) * PREDICT_CLAUSES])
+            of_clause = likeness.numpy()[: len(vectors)]
+            _add_literal(of_clause, endings, self._words[full].reshape(-1, N_GRAM))
+            of_label = np.maximum.reduceat(of_clause, first, axis=0)
+            result[:, start : start + len(chunk)] = of_label.reshape(len(labels), PREDICT_BLOCK, -1)[:, : len(chunk)]
         return torch.from_numpy(result)
 
     def _blocks(self, passages: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64]]]:
@@ -207,15 +208,14 @@ class EmbeddingSimulator:
             for start in range(0, len(part), PREDICT_BLOCK):
                 yield first + start, slots[start : start + PREDICT_BLOCK]
 
-    def _literal(self, clause: Sequence[str], grid: NDArray[np.int32]) -> NDArray[np.float32] | float:
-        """[passage, token] LITERAL where the clause's last words end, else 0; 0 where a word of it was never read."""
-        ids = [self._vocabulary.get(word) for word in clause[::-1][:N_GRAM]]
-        if not ids or None in ids:
-            return 0.0
-        found = grid[..., 0] == ids[0]
-        for n, word in enumerate(ids[1:], start=1):
-            found &= grid[..., n] == word
-        return found * np.float32(LITERAL)
+    def _endings(self, clauses: Sequence[Sequence[str]]) -> NDArray[np.int32]:
+        """The ids of each clause's last N_GRAM words, the last one first, [clause, N_GRAM]: 0 where it has fewer, and
+        UNREAD first where a word of it was never read."""
+        found = np.zeros((len(clauses), N_GRAM), dtype=np.int32)
+        for row, clause in enumerate(clauses):
+            ids = [self._vocabulary.get(word, UNREAD) for word in clause[::-1][:N_GRAM]] or [UNREAD]
+            found[row, : len(ids)] = UNREAD if UNREAD in ids else ids
+        return found
 
     def _learn(self, labels: Sequence[str]) -> None:
         """Embed the labels that are new, and take their floors from the background."""
@@ -268,6 +268,22 @@ def _joined(layers: list[Tensor]) -> Tensor:
     """Vectors of several layers as one, such that dot products are the mean of the layers' cosines."""
     unit = [torch.nn.functional.normalize(layer, dim=-1) for layer in layers]
     return torch.cat(unit, dim=-1) / len(layers) ** 0.5
+
+
+def _add_literal(likeness: NDArray[np.float32], endings: NDArray[np.int32], words: NDArray[np.int32]) -> None:
+    """Add LITERAL to likeness [clause, token] where a clause's last words end.
+
+    endings  [clause, N_GRAM] ids of words, as EmbeddingSimulator._endings
+    words    [token, N_GRAM] ids of a token's word and of those before it
+    """
+    order = np.argsort(words[:, 0], kind="stable")
+    known = words[order, 0]
+    begin, end = (np.searchsorted(known, endings[:, 0], side=side) for side in ("left", "right"))
+    for clause in np.flatnonzero(end > begin):
+        there = order[begin[clause] : end[clause]]
+        before = endings[clause, 1:]
+        there = there[((words[there, 1:] == before) | (before == 0)).all(axis=1)]
+        likeness[clause, there] += np.float32(LITERAL)
 
 
 def overlaps(strings: Sequence[str], offsets: NDArray[np.int64], n_rows: int) -> NDArray[np.float32]:
