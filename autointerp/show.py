@@ -16,7 +16,7 @@ from autointerp.evidence import Texts
 from autointerp.people import Votes, votes
 from autointerp.population import feature_index
 from autointerp.report import Label, Reading, number
-from autointerp.rows import Lens
+from autointerp.rows import Lens, Score
 from autointerp.store import Sparse, Store
 from autointerp.store_causal import causal_of
 from autointerp.store_lens import lenses

@@ -22,9 +22,9 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Tabl
 
     n_tokens  heaviest tokens of the feature that are read, as `top_tokens`
 
-    explanation_id, label, method, model and author are NULL where there is no label, and `failed` may say why. Metrics are
-    columns of their names; `ranked` says whether there is a row of r_rank, `reason` why it has no value, `n` on how
-    many passages it was computed. `verdict` and `evidence` (JSON) are NULL where none was given.
+    explanation_id, label, method, model and author are NULL where there is no label, and `failed` may say why.
+    Metrics are columns of their names; `ranked` says whether there is a row of r_rank, `reason` why it has no value,
+    `n` on how many passages it was computed. `verdict` and `evidence` (JSON) are NULL where none was given.
     """
     value = [f"max(value) FILTER (metric = '{metric}') AS \"{metric}\"" for metric in METRICS]
     ends = [f'max({end}) FILTER (metric = \'{metric}\') AS "{metric}_{end}"'
