@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from autointerp.errors import ConfigError
-from autointerp.simulators.embedding import resolve_encoder
+from autointerp.simulators.encoder import resolve_encoder
 from autointerp.subject import quiet_transformers
 
 BATCH = 64  # labels per forward pass of the encoder

@@ -23,7 +23,7 @@ from autointerp.llm import Door, door
 from autointerp.llm.ledger import Ledger
 from autointerp.rows import Run, Split, Stage
 from autointerp.sample import Sample
-from autointerp.simulators.embedding import resolve_encoder
+from autointerp.simulators.encoder import resolve_encoder
 from autointerp.store import Store
 from autointerp.subject import Subject
 from autointerp.sweep import Replica, load_replicas

