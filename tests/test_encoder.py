@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, RobertaConfig, Ro
 
 from autointerp import config
 from autointerp.errors import ConfigError
-from autointerp.simulators.embedding import EmbeddingSimulator
+from autointerp.simulators.embedding import LAYERS, EmbeddingSimulator
 from autointerp.simulators.encoder import PACKAGED_ENCODER, load_encoder, resolve_encoder
 from autointerp.simulators.sentences import sentence_vectors
 from autointerp.tally import Bar
@@ -76,3 +76,18 @@ def test_a_model_of_two_towers_is_refused(tmp_path: Path) -> None:
     model = T5Model(T5Config(vocab_size=100, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=2))
     with pytest.raises(ConfigError, match=r"does not fit: expected one tower .* got t5 and .*; choose another"):
         load_encoder(str(_folder(tmp_path / "t5", model, 16)))
+
+
+def test_a_clause_is_read_by_its_own_wordpieces_alone() -> None:
+    """The mean of their hidden states, where they look at one another and at no [CLS], [SEP] or padding."""
+    simulator = EmbeddingSimulator.load(config.load(None, []).simulator, "cpu", 16)
+    (label,) = simulator._read_labels(["peace treaties"])
+    encoded = simulator.tokenizer("peace treaties", return_tensors="pt")
+    own = torch.zeros_like(encoded["input_ids"])
+    own[0, 1:-1] = 1
+    with torch.inference_mode():
+        states = simulator.model(
+            input_ids=encoded["input_ids"], attention_mask=own, output_hidden_states=True
+        ).hidden_states
+    parts = [torch.nn.functional.normalize(states[n][0, 1:-1].mean(dim=0), dim=0) for n in LAYERS]
+    np.testing.assert_allclose(label.vectors[0], torch.cat(parts) / 2**0.5, atol=1e-5)

@@ -241,6 +241,7 @@ class EmbeddingSimulator:
             return_special_tokens_mask=True,
         )  # fmt: skip
         mask = 1 - encoded.pop("special_tokens_mask")  # padding is special too
+        encoded["attention_mask"] = mask  # a clause's own words do not look at [CLS] and [SEP] either
         means = [(layer * mask[..., None]).sum(dim=1) for layer in self._hidden(encoded)]
         vectors = _joined(means).split([len(found) for found in split])
         spelled = [[[word.text.lower() for word in words([clause])] for clause in found] for found in split]
