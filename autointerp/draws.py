@@ -166,6 +166,10 @@ def claim_threshold(design: Design, simulator: Simulator, labels: list[tuple[int
         if len(positives) and len(negatives):
             firing.append(simulator.predict([label], positives)[0].max(axis=1))
             silent.append(simulator.predict([label], negatives)[0].max(axis=1))
-    if not firing:
-        return float("inf")
-    return balanced_threshold(np.concatenate(firing).astype(np.float64), np.concatenate(silent).astype(np.float64))
+    peaks = [_finite(np.concatenate(kind)) if kind else np.empty(0) for kind in (firing, silent)]
+    return balanced_threshold(*peaks) if all(map(len, peaks)) else float("inf")
+
+
+def _finite(peaks: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Those that are numbers: a passage with another has a reason in the place of a prediction."""
+    return peaks[np.isfinite(peaks)].astype(np.float64)

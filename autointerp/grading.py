@@ -155,10 +155,11 @@ class Grading:
         simulator = self._simulator(kind)
         self._read_in(kind, np.concatenate([np.empty(0, dtype=np.int64), *(passages for _, passages in wanted)]))
         if isinstance(simulator, AskingSimulator):
-            yield from simulator.ask([(_told(kind, label), passages) for label, passages in wanted])
+            for place, predicted in simulator.ask([(_told(kind, label), passages) for label, passages in wanted]):
+                yield place, predicted.checked(wanted[place][1])
             return
         for place, (label, passages) in enumerate(wanted):
-            yield place, Predicted(simulator.predict([_told(kind, label)], passages)[0], {})
+            yield place, Predicted(simulator.predict([_told(kind, label)], passages)[0], {}).checked(passages)
 
     # -- scoring sets ----------------------------------------------------------------------------------------------
 

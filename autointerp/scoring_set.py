@@ -14,7 +14,7 @@ from autointerp.grading import Grading
 from autointerp.rows import Draw, Explanation, Split
 from autointerp.store import Sparse
 
-STRATA = {"A": 0, "B": 1, "C": 2}
+STRATUM = {"A": 0, "B": 1, "C": 2}  # as ScoringSet.stratum has them
 
 
 class ScoringSet(NamedTuple):
@@ -34,7 +34,7 @@ class ScoringSet(NamedTuple):
     @property
     def unguided(self) -> NDArray[np.bool_]:
         """[token] those of A and C."""
-        return np.asarray(self.stratum[self.row] != STRATA["B"])
+        return np.asarray(self.stratum[self.row] != STRATUM["B"])
 
     def at(self, grids: NDArray[np.floating]) -> NDArray[np.float64]:
         """The usable tokens of predictions [..., passage, token]."""
@@ -52,7 +52,7 @@ def scoring_set(grading: Grading, feature: int, split: Split, draws: Sequence[Dr
     row, position = np.nonzero(usable)
     return ScoringSet(
         passages,
-        np.array([STRATA[d.stratum] for d in draws], dtype=np.int64),
+        np.array([STRATUM[d.stratum] for d in draws], dtype=np.int64),
         np.array([d.kind for d in draws], dtype=np.str_),
         np.array([d.population for d in draws], dtype=np.float64),
         np.array([-1 if d.panel is None else d.panel for d in draws], dtype=np.int64),

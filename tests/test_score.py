@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from autointerp import others, report, score, simulate
 from autointerp.grades import METRICS
 from autointerp.rows import Neighbour, Score, Split
-from autointerp.scoring_set import STRATA
+from autointerp.scoring_set import STRATUM
 
 from .test_simulate import Bench, MakeBench, Planted, Reader, bench, planted  # noqa: F401 - fixtures
 
@@ -301,8 +301,8 @@ def test_nulls_and_the_label_itself_are_tried_on_passages_that_no_label_had_a_sa
             assert null.own == pytest.approx(1.0, abs=1e-6) and np.abs(null.values).max() < 0.3
             first = sets[0]
     assert set(first.passages.tolist()) == set(sets[0].passages.tolist()), "whatever the labels say"
-    assert set(first.stratum.tolist()) == {STRATA["A"], STRATA["C"]}
-    assert (first.stratum == STRATA["A"]).sum() == (first.stratum == STRATA["C"]).sum() == others.NULL_PASSAGES / 2
+    assert set(first.stratum.tolist()) == {STRATUM["A"], STRATUM["C"]}
+    assert (first.stratum == STRATUM["A"]).sum() == (first.stratum == STRATUM["C"]).sum() == others.NULL_PASSAGES / 2
 
 
 def test_where_features_are_few_other_candidates_are_nulls_too_but_never_the_features_own(bench: MakeBench) -> None:

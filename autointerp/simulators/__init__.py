@@ -40,6 +40,11 @@ class Predicted(NamedTuple):
     values: NDArray[np.float32]  # [passage, token] as of Simulator.predict; NaN throughout a passage that was lost
     lost: Mapping[int, Lost]  # passage id -> why it has no prediction
 
+    def checked(self, passages: NDArray[np.int64]) -> "Predicted":
+        """The same, passages (their ids) with a value that is no number among the lost."""
+        broken = passages[~np.isfinite(self.values).all(axis=1)].tolist()
+        return Predicted(self.values, {i: Lost("failed", "not_finite") for i in broken} | dict(self.lost))
+
 
 @runtime_checkable
 class AskingSimulator(Simulator, Protocol):
