@@ -8,6 +8,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from autointerp import lens_stage, serve
+from autointerp.show import visible
 from autointerp.store import Store
 from autointerp.store_lens import lensed, lenses
 
@@ -41,10 +42,11 @@ def test_the_page_of_a_feature_shows_it(tiny: dict[str, Path]) -> None:
         feature = (asked.features or [])[0]
         found = lenses(store, asked.collection_id, [feature])[feature]
     client = TestClient(serve.application(run, 8123), base_url="http://127.0.0.1:8123")
-    page = html.unescape(client.get(f"/feature/{asked.dictionary}/{feature}").text)
+    page = client.get(f"/feature/{asked.dictionary}/{feature}").text
     for name, tokens in (("promotes", found.promoted), ("suppresses", found.suppressed)):
         part = page.partition(f"Tokens that it {name}</h3>")[2].partition("</ul>")[0]
-        assert [word.strip() for word in re.findall(r"<li[^>]*>(.*?)</li>", part)] == [t.strip() for t in tokens]
+        shown = [html.unescape(word) for word in re.findall(r"<li[^>]*>(.*?)</li>", part)]
+        assert shown == [visible(token).strip() for token in tokens]
 
 
 def test_rows_that_do_not_reach_the_unembedding_leave_it_out(
