@@ -68,7 +68,7 @@ def collected(reading: "Reading", sketch: Subject | None = None) -> Target:
 
     Raises StoreError where what is loaded by its name is another one by now, other UserErrors where it is gone.
     """
-    settings, row = reading.settings, reading.collection
+    settings = reading.settings
     found = load(settings, sketch or Subject.sketch(settings.subject))
     target = next((target for target in found if target.dictionary.name == reading.run.dictionary), None)
     if target is None:
@@ -76,7 +76,12 @@ def collected(reading: "Reading", sketch: Subject | None = None) -> Target:
             f"the run was collected with {reading.run.dictionary}, but its configuration loads "
             f"{', '.join(target.dictionary.name for target in found)} by now: collect it anew"
         )
-    found_at = (target.dictionary.width, target.keys.hookpoint)
+    return same(target, reading)
+
+
+def same(target: Target, reading: "Reading") -> Target:
+    """The target, if a run was collected with such a one. Raises StoreError where it was not."""
+    row, found_at = reading.collection, (target.dictionary.width, target.keys.hookpoint)
     if found_at != (row["width"], row["hookpoint"]):
         raise StoreError(
             f"{target.dictionary.name} has width {found_at[0]} at {found_at[1]} by now, but the run was collected with "
