@@ -1,9 +1,9 @@
 """`python -m tests.bench.steering RUN OUT.md`: features of the default run that steer as their label says, and that do not.
 
-RUN is a results folder in which `autointerp causal` has been run: strengths are those of its KL, and twice as much. All
-features are steered, on two prompts, and of those the table shows the ones listed here; without OUT.md everything is
-printed. Which are convincing is a judgement of one reader of these texts, not a measurement: a feature was taken for
-convincing where a text is about what the label names and stays readable.
+RUN is a results folder in which `autointerp causal` has been run: strengths are those of its KL, and twice as much.
+The features listed here are steered, on two prompts; without OUT.md all are, and are printed. Which are convincing is a
+judgement of one reader of those texts, not a measurement: that one of the four is about what the label names. Texts of
+so small a model are seldom more.
 """
 
 import sys
@@ -23,8 +23,30 @@ TIMES = (1.0, 2.0)  # of the strength that the causal score was taken at
 BATCH = 32  # contexts decoded together
 HOW = steer.Sampling(tokens=24)
 
-CONVINCING: tuple[tuple[int, str], ...] = ()  # feature, and what convinces
-FAILS: tuple[tuple[int, str], ...] = ()
+CONVINCING = (  # feature, and what convinces
+    (3388, "slavery, a relic of the past"),
+    (2834, "determination, pride; brave, most noble"),
+    (20, "the most personalized, your top customers"),
+    (3609, "high school, the age range"),
+    (88, "her last memory, the last time we met"),
+    (1396, "writes numbers"),
+    (2792, "a suspicious-looking person"),
+    (3210, "an operation to remove something; a new policy"),
+    (2661, "social upheaval, a revolution: its score is near 0, for 'class' itself is not said"),
+    (127, "what follows 'has': been; soon nothing else"),
+)
+FAILS = (
+    (1145, "the largest score of all, and no text about it: the words rise, and are not said"),
+    (2468, "the same: reasons and agreement, at most"),
+    (2545, "wants to buy magical items"),
+    (3727, "breaks into quotation marks and digits"),
+    (639, "nothing is raised"),
+    (2542, "breaks into 24 hours"),
+    (816, "to which, to which"),
+    (1014, "no negation"),
+    (684, "breaks into prepositions"),
+    (892, "score below random directions; the future of our planet"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +110,11 @@ def main(run: Path, out: Path | None) -> None:
         scored = causal_shown.as_json(reading, store, causal.labelled(reading), causal.KL)
         largest = store.features(reading.run.collection_id)["max"].max(axis=0)
         target, subject = targets.collected(reading), attribute.for_attribution(reading.settings)
-        rows = [row for row in scored["features"] if row["causal"] is not None]
+        listed = {feature for feature, _ in (*CONVINCING, *FAILS)}
+        rows = [
+            row for row in scored["features"]
+            if row["causal"] is not None and (out is None or row["feature"] in listed)
+        ]  # fmt: skip
         bar.start("steer", total=None, unit="tokens")
         cases = [
             case for prompt in PROMPTS for case in written(subject, target.keys.hookpoint, target.dictionary, [
@@ -106,8 +132,10 @@ def main(run: Path, out: Path | None) -> None:
         "`autointerp causal results/demo`, then `python -m tests.bench.steering results/demo results/reference/steering.md`.",
         "Greedy continuations; strengths are multiples of the feature's largest activation: the one that costs the causal",
         f"score's KL of {causal.KL:g} nats per token on its texts, and twice as much. The KL beside a text is over the",
-        "unsteered continuation of its own prompt. What is convincing is one reader's judgement of these texts: the text is",
-        "about what the label names, and readable.", "",
+        "unsteered continuation of its own prompt. Which are convincing is one reader's judgement of the texts of all 62:",
+        "that one of the four is about what the label names. Of a model of 135M parameters little more can be had: most",
+        "texts at twice the strength repeat themselves, and no text at all is about its label for most features. It was no",
+        "blind comparison, and some of what convinces here (numbers, a 24-hour operation) other features write as well.", "",
         *(f"Unsteered: **{prompt}**{cell(text)}\n" for prompt, text in unsteered.items()),
         "## Ten that do what their label says", "", *table(cases, CONVINCING), "",
         "## Ten that do not", "", *table(cases, FAILS),
