@@ -23,10 +23,10 @@ STATIC = Path(__file__).parent / "static"
 WORKS = ("/text",)  # where a read has the subject run
 
 
-def application(folder: Path, port: int) -> App:
-    """The guarded application of the run in a folder, to be reached under this port."""
+def application(folder: Path | Shelf, port: int) -> App:
+    """The guarded application of the run in a folder, or on a shelf that has read it, to be reached under this port."""
     token = secrets.token_urlsafe(32)
-    site = Site(Shelf(folder), token)
+    site = Site(folder if isinstance(folder, Shelf) else Shelf(folder), token)
     routes = [
         Route("/", site.reading(site.overview)),
         Route("/features", site.answer(site.features)),
@@ -62,17 +62,18 @@ def serve(folder: Path, port: int, say: Callable[[str], None]) -> None:
 
     with bound(port) as listener:
         port = listener.getsockname()[1]
-        say(f"{folder}: {_state(folder)}\nhttp://127.0.0.1:{port}/  (Ctrl-C ends it)")
+        shelf = Shelf(folder)
+        say(f"{folder}: {_state(shelf)}\nhttp://127.0.0.1:{port}/  (Ctrl-C ends it)")
         settings = uvicorn.Config(
-            application(folder, port), log_level="warning", lifespan="off", server_header=False, ws="none"
+            application(shelf, port), log_level="warning", lifespan="off", server_header=False, ws="none"
         )
         uvicorn.Server(settings).run(sockets=[listener])
 
 
-def _state(folder: Path) -> str:
+def _state(shelf: Shelf) -> str:
     """What there is to be shown, in a few words. Raises StoreError where there is nothing."""
     try:
-        with Shelf(folder).open() as book:
+        with shelf.open() as book:
             n = sum(len(reading.labels) for reading in book.readings)
             return f"{n:,} features{', still being written' if book.growing else ''}"
     except StoreBusy:
