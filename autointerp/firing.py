@@ -51,7 +51,7 @@ class TextReader:
         settings = readings[0].settings
         found = targets.load(settings, Subject.sketch(settings.subject))
         self.names = [reading.run.dictionary for reading in readings]
-        wanted = [targets.collected_among(found, reading) for reading in readings]
+        wanted = [targets.collected_among(found, r.run.dictionary, r.collection) for r in readings]
         one = settings.subject.model_copy(update={"device": str(pick_device(settings.subject.device))})
         self.settings = settings.model_copy(update={"subject": one})
         self.replica = load_replicas(self.settings, wanted)[0]

@@ -33,14 +33,14 @@ class Likeness:
         self._learn([label for label in dict.fromkeys(labels) if label not in self._known], bar)
         if self._vectors is None:
             return np.zeros(0, dtype=np.float32)
-        query: NDArray[np.float32] = sentence_vectors([phrase], bar)[0]
-        found: Cosines = self._vectors[[self._known[label] for label in labels]] @ query
+        query: NDArray[np.float32] = sentence_vectors([phrase], bar, quick=True)[0]
+        found: Cosines = (self._vectors @ query)[[self._known[label] for label in labels]]
         return found
 
     def _learn(self, labels: list[str], bar: Bar) -> None:
         if not labels:
             return
-        new = sentence_vectors(labels, bar)
+        new = sentence_vectors(labels, bar, quick=True)
         start = 0 if self._vectors is None else len(self._vectors)
         self._vectors = new if self._vectors is None else np.concatenate([self._vectors, new])
         self._known |= {label: start + i for i, label in enumerate(labels)}

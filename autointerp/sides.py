@@ -127,26 +127,12 @@ def _side(store: Store, run: Run, name: str, settings: Settings, sketch: Subject
     row = store.collection(collection_id)
     if row is None:
         raise StoreError(f"{name}: nothing has been collected yet; `autointerp run` does it")
-    dictionary = loaded(run, settings, row, sketch)
+    dictionary = targets.collected_among(targets.load(settings, sketch), run.dictionary, row).dictionary
     fired = np.flatnonzero(store.features(collection_id)["n_tokens"].sum(axis=0) > 0)
     return Side(
         name, dictionary, fired, row["hookpoint"], _kept(store, row, settings), labels_of(store, run),
         heaviest_tokens(store, collection_id),
     )  # fmt: skip
-
-
-def loaded(run: Run, settings: Settings, collection: Mapping[str, Any], sketch: Subject) -> Dictionary:
-    """The dictionary that a run was collected with. Raises StoreError where its name stands for another one by now."""
-    found = {target.dictionary.name: target for target in targets.load(settings, sketch)}
-    target = found[run.dictionary]
-    found_at = (target.dictionary.width, target.keys.hookpoint)
-    collected = (collection["width"], collection["hookpoint"])
-    if found_at != collected:
-        raise StoreError(
-            f"{run.dictionary} has width {found_at[0]} at {found_at[1]} by now, but the run was collected with width "
-            f"{collected[0]} at {collected[1]}: collect it anew"
-        )
-    return target.dictionary
 
 
 def _kept(store: Store, row: Mapping[str, Any], settings: Settings) -> Kept:

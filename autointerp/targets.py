@@ -5,7 +5,7 @@ Everything that can be checked without running the subject is checked here.
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,23 +69,26 @@ def collected(reading: "Reading", sketch: Subject | None = None) -> Target:
 
     Raises StoreError where what is loaded by its name is another one by now, other UserErrors where it is gone.
     """
-    return collected_among(load(reading.settings, sketch or Subject.sketch(reading.settings.subject)), reading)
+    found = load(reading.settings, sketch or Subject.sketch(reading.settings.subject))
+    return collected_among(found, reading.run.dictionary, reading.collection)
 
 
-def collected_among(found: Sequence[Target], reading: "Reading") -> Target:
-    """The one of these that a run was collected with. Raises StoreError where none is, or where it is another one."""
-    row = reading.collection
-    target = next((target for target in found if target.dictionary.name == reading.run.dictionary), None)
+def collected_among(found: Sequence[Target], name: str, collection: Mapping[str, Any]) -> Target:
+    """The one of these with which a collection (its row) was made, by the dictionary's name.
+
+    Raises StoreError where none has that name, or where it is another one by now.
+    """
+    target = next((target for target in found if target.dictionary.name == name), None)
     if target is None:
         raise StoreError(
-            f"the run was collected with {reading.run.dictionary}, but its configuration loads "
+            f"the run was collected with {name}, but its configuration loads "
             f"{', '.join(target.dictionary.name for target in found)} by now: collect it anew"
         )
     found_at = (target.dictionary.width, target.keys.hookpoint)
-    if found_at != (row["width"], row["hookpoint"]):
+    if found_at != (collection["width"], collection["hookpoint"]):
         raise StoreError(
             f"{target.dictionary.name} has width {found_at[0]} at {found_at[1]} by now, but the run was collected with "
-            f"width {row['width']} at {row['hookpoint']}: collect it anew"
+            f"width {collection['width']} at {collection['hookpoint']}: collect it anew"
         )
     return target
 

@@ -24,8 +24,8 @@ class Watched(Bar):
         self.doing, self.unit, self.done = "", "", 0.0
         self.total: float | None = None
 
-    def start(self, description: str, total: float | None, unit: str) -> None:
-        self.doing, self.total, self.unit, self.done = description, total, unit, 0.0
+    def start(self, description: str, total: float | None, unit: str, done: float = 0.0) -> None:
+        self.doing, self.total, self.unit, self.done = description, total, unit, done
 
     def advance(self, n: float = 1, note: str | None = None) -> None:
         self.done += n

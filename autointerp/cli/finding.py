@@ -59,7 +59,7 @@ def search(
     with readings_of(run, config, overrides, dictionary) as (readings, _, folder), Bar() as bar:
 
         def vectors(texts: Sequence[str]) -> Any:
-            from autointerp.simulators.embedding import PACKAGED_ENCODER  # torch takes seconds
+            from autointerp.simulators.encoder import PACKAGED_ENCODER  # torch takes seconds
             from autointerp.simulators.sentences import sentence_vectors
 
             read = label_vectors.kept(folder, PACKAGED_ENCODER, lambda new: sentence_vectors(new, bar))

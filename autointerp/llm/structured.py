@@ -56,6 +56,14 @@ def by_number(reply: str, n: int, what: str) -> dict[str, Any]:
     return {name: found[name] for name in names}
 
 
+def integer(entry: Mapping[str, Any], name: str) -> int:
+    """The whole number under a name."""
+    value = entry.get(name)
+    if type(value) is not int:
+        raise ReplyError("bad_shape", f"expected a whole number `{name}`, not {value!r}")
+    return value
+
+
 def integers(entry: Mapping[str, Any], name: str) -> list[int]:
     """The list of whole numbers under a name."""
     value = entry.get(name)

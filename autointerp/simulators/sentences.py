@@ -16,22 +16,25 @@ BATCH = 32  # texts per forward pass; always full, for the same reason
 
 
 def sentence_vectors(
-    texts: Sequence[str], bar: Bar, encoder: str = PACKAGED_ENCODER, pieces: int = PIECES
+    texts: Sequence[str], bar: Bar, encoder: str = PACKAGED_ENCODER, pieces: int = PIECES, quick: bool = False
 ) -> NDArray[np.float32]:
     """One unit vector per text, [text, d]: the mean of its wordpieces' last hidden states, as the encoder was trained.
 
     pieces  wordpieces that are read of a text, its marks of beginning and end among them
+    quick   texts are padded to the longest beside them only: a vector's last bits then depend on what it is asked with
     Equal texts are read once. Raises ConfigError when the encoder cannot be found or read.
     """
     model, tokenizer = _encoder(encoder)
     different = list(dict.fromkeys(texts)) or [""]
+    if quick:
+        different.sort(key=len)
     bar.start("embed", total=len(different), unit="texts")
     parts = []
     for start in range(0, len(different), BATCH):
         chunk = different[start : start + BATCH]
         encoded = tokenizer(
-            chunk + chunk[-1:] * (BATCH - len(chunk)), return_tensors="pt", padding="max_length", truncation=True,
-            max_length=pieces,
+            chunk if quick else chunk + chunk[-1:] * (BATCH - len(chunk)), return_tensors="pt",
+            padding="longest" if quick else "max_length", truncation=True, max_length=pieces,
         )  # fmt: skip
         with torch.inference_mode():
             hidden = model(**encoded).last_hidden_state
