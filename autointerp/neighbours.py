@@ -8,12 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autointerp import relate
+from autointerp import relate, targets
 from autointerp.config import Settings
 from autointerp.errors import StoreError
 from autointerp.relations_shown import said
 from autointerp.rows import Neighbour, Run
-from autointerp.sides import loaded
 from autointerp.store import Store
 from autointerp.store_relations import heaviest_tokens, labels_of, neighbours_of
 from autointerp.subject import Subject
@@ -57,7 +56,8 @@ def compute(store: Store, run: Run, everyone: bool, bar: Bar) -> Tally:
     settings = Settings.model_validate_json(run.settings)
     row = store.collection(run.collection_id)
     assert row is not None  # as `wanted` found
-    dictionary = loaded(run, settings, row, Subject.sketch(settings.subject))
+    found = targets.load(settings, Subject.sketch(settings.subject))
+    dictionary = targets.collected_among(found, run.dictionary, row).dictionary
     return relate.run(store, run.collection_id, dictionary, wanted(store, run, everyone), bar)
 
 
