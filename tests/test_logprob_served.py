@@ -14,7 +14,8 @@ from autointerp.errors import ConfigError, UserError
 from autointerp.llm import Door
 from autointerp.simulators import AskingSimulator, Predicted
 from autointerp.simulators.answers import LocalAnswers
-from autointerp.simulators.served import MOST, Bounds, ServedSimulator, mean
+from autointerp.simulators.bounds import Bounds, mean
+from autointerp.simulators.served import MOST, ServedSimulator
 from autointerp.store import Store
 from autointerp.tally import Bar
 
