@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from autointerp import config, keys, score, simulate
 from autointerp.config import Settings
-from autointerp.errors import ConfigError, Unreachable
+from autointerp.errors import Unreachable
 from autointerp.grading import PAID_NULLS, Grading
 from autointerp.keys import scorer_id, simulator_id
 from autointerp.simulators import AskingSimulator, Lost, Predicted
@@ -118,9 +118,14 @@ def test_a_key_holds_what_a_kind_uses_and_nothing_else(kind: str, change: str, d
     assert (ids(*plain, change)[0] != ids(*plain)[0]) == differs
 
 
-def test_logits_of_a_model_elsewhere_cannot_be_read() -> None:
-    with pytest.raises(ConfigError, match="set provider to local"):
-        config.load(None, ["simulator.kind=logprob", "simulator.provider=openai", "simulator.model=m"])
+@pytest.mark.parametrize("change", ["simulator.top_logprobs=40", "simulator.tokenizer=a/b", "simulator.base_url=http://h/v1"])
+def test_a_model_on_a_server_has_keys_of_its_own(change: str) -> None:
+    local = ["simulator.kind=logprob", "simulator.model=m"]
+    served = [*local, "simulator.provider=openai", "simulator.base_url=http://here/v1"]
+    assert ids(*served)[0] != ids(*local)[0] and ids(*served)[1] == ids(*local)[1], "the same passages are graded"
+    assert ids(*served, change)[0] != ids(*served)[0]
+    if "base_url" not in change:
+        assert ids(*local, change)[0] == ids(*local)[0]
 
 
 # -- a free simulator beside its proxy ---------------------------------------------------------------------------------

@@ -9,18 +9,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autointerp import config
+from autointerp import config, simulate
 from autointerp.errors import ConfigError, UserError
 from autointerp.llm import Door
 from autointerp.simulators import AskingSimulator, Predicted
 from autointerp.simulators.answers import LocalAnswers
-from autointerp.simulators.served import MOST, Bounds, ServedSimulator, mean
+from autointerp.simulators.bounds import Bounds, mean
+from autointerp.simulators.served import MOST, ServedSimulator
 from autointerp.store import Store
 from autointerp.tally import Bar
 
 from .llm_server import Asked, Server, fails
 from .test_logprob import LABELS, PASSAGES, model_of, tokenizer_of
 from .test_logprob import short as short  # a fixture
+from .test_simulate import MakeBench, Reader
+from .test_simulate import bench as bench  # a fixture
+from .test_simulate import planted as planted  # a fixture
 from .vllm_server import Reads, Said
 
 VOCABULARY = 401
@@ -152,6 +156,30 @@ def test_failures_are_tried_again_and_a_prompt_that_is_too_long_is_a_reason(
     found, _ = asks(world, Reads(world.model, world.tokenizer, max_model_len=longest))
     assert {why for p in found for why in p.lost.values()} == {("failed", "context_too_long")}
     assert all(set(p.lost) < set(range(len(PASSAGES))) for p in found), "shorter passages are read"
+
+
+def test_a_stage_writes_what_a_served_model_predicts_and_asks_it_once(
+    tiny: dict[str, Path], short: str, bench: MakeBench
+) -> None:
+    world = World(tiny, "two tokens", short)
+    with Server(reads=Reads(world.model, world.tokenizer)) as server:
+        found = bench(
+            {0: [bench.words[0]]}, Reader(), simulator__kind="logprob", simulator__provider="openai",
+            simulator__model="served", simulator__base_url=server.openai, simulator__prompt="short",
+            simulator__tokenizer=str(tiny["subject"]), simulator__passages=12, score__nulls=0, features__select="0",
+        )  # fmt: skip
+        for split in ("select", "score"):
+            tally = simulate.run(found.grading, split)
+        assert tally.ok > 6 and not tally.failed
+        n_asked = len(server.log)
+        assert n_asked == 2 * tally.ok, "a request a passage, and one about the 10"
+        assert not simulate.run(found.grading, "score").worked and len(server.log) == n_asked
+    rows = found.store.query("SELECT passage_id, positions, predicted FROM simulation WHERE split = 'score'")[1]
+    reader = LocalAnswers(copy.deepcopy(world.model), world.tokenizer, short, batch=3)
+    for passage, positions, predicted in rows:
+        (truth,) = reader.expect(bench.words[0], [found.grading.texts.strings(passage)])
+        assert list(positions) == list(range(len(truth)))
+        np.testing.assert_allclose(predicted, truth, atol=1e-3)
 
 
 # -- servers that cannot be asked -------------------------------------------------------------------------------------

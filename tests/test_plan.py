@@ -146,8 +146,8 @@ def test_a_plan_counts_as_many_excerpts_as_a_run_shows(method: str, tiny: dict[s
     """The probe's text holds few passages of a feature; tokens sent are those of a prompt that is full."""
     changes: dict[str, Any] = {
         "explainer__methods": f'["{method}"]', "explainer__provider": "openai", "explainer__model": "m",
-        "explainer__base_url": "http://127.0.0.1:9", "collect__sample_explain": 40, "collect__top": 20,
-        "explainer__excerpts": 40, "features__select": "random:12", "features__min_passages": 40,
+        "explainer__base_url": "http://127.0.0.1:9", "collect__sample_explain": 120, "collect__top": 120,
+        "explainer__excerpts": 120, "features__select": "random:12", "features__min_passages": 120,
     }  # fmt: skip
     cost, _ = planned(config.load(None, tiny_overrides(tiny, tmp_path / "planned", **changes)))
 
