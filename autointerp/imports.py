@@ -163,10 +163,9 @@ def _of_table(row: Record, places: Places, source: str) -> LabelEdit:
     """A row of an export, or of a table that somebody made: without a method it is a person's."""
     if "label" not in row:
         raise LabelsError(f"expected a column `label` beside the feature; got {', '.join(row)[:200]}")
-    made = _maybe(row, "method")
-    method = made if made is None or made == HUMAN or made.startswith(f"{IMPORTED}:") else f"{IMPORTED}:{made}"
+    method = _method(_maybe(row, "method"))
     return edit(
-        places.of_row(row), "label", _maybe(row, "label") or "", source, method or HUMAN, _maybe(row, "model"),
+        places.of_row(row), "label", _maybe(row, "label") or "", source, method, _maybe(row, "model"),
         _maybe(row, "author") or "", when(row.get("at")),
     )  # fmt: skip
 
@@ -186,20 +185,24 @@ def _of_neuronpedia(row: Record, places: Places, source: str) -> LabelEdit:
     if not (index.isascii() and index.isdecimal()):
         raise LabelsError(f"expected `index` to be the index of a feature, got {index[:80]!r}")
     dictionary = places.of_source(_text(row, "layer"))
-    notes = _notes(row.get("notes"))
-    type_name, author = _maybe(row, "typeName"), _maybe(row, "authorId") or ""
-    made = _maybe(notes, "method")
-    if type_name == HUMAN or made == HUMAN:
-        method, author = HUMAN, _maybe(notes, "author") or author
-    elif made is not None:
-        method = made if made.startswith(f"{IMPORTED}:") else f"{IMPORTED}:{made}"
-    else:
-        method = f"{IMPORTED}:{NEURONPEDIA}" + (f"/{type_name}" if type_name else "")
-    model = _maybe(notes, "model") or _maybe(row, "explanationModelName")
+    notes, label = _notes(row.get("notes")), _maybe(row, "description") or ""
+    feature, model = f"{dictionary}/{_plain(index)}", _maybe(row, "explanationModelName")
+    if notes:  # ours: who published it, and when, is not who made it
+        author = _maybe(notes, "author") or ""
+        return edit(feature, "label", label, source, _method(_maybe(notes, "method")), _maybe(notes, "model"), author)
+    type_name = _maybe(row, "typeName")
+    method = f"{IMPORTED}:{NEURONPEDIA}" + (f"/{type_name}" if type_name else "")
     return edit(
-        f"{dictionary}/{_plain(index)}", "label", _maybe(row, "description") or "", source, method, model, author,
-        when(row.get("createdAt")),
+        feature, "label", label, source, HUMAN if type_name == HUMAN else method, model,
+        _maybe(row, "authorId") or "", when(row.get("createdAt")),
     )  # fmt: skip
+
+
+def _method(made: str | None) -> str:
+    """What a method of our own is called where its label comes from outside: a person's stays a person's."""
+    if made is None or made == HUMAN:
+        return HUMAN
+    return made if made.startswith(f"{IMPORTED}:") else f"{IMPORTED}:{made}"
 
 
 def _notes(text: object) -> Record:

@@ -116,7 +116,8 @@ def take_over(
     for e in said:
         if e.edit_id in new or (e.edit_id in known and (known[e.edit_id] is None or not again)):
             taken.known += 1
-            taken.features |= {e.feature_id} if e.kind == "label" and known.get(e.edit_id) is None else set()
+            reason = new[e.edit_id].reason if e.edit_id in new else known[e.edit_id]
+            taken.features |= {e.feature_id} if e.kind == "label" and reason is None else set()
         else:
             new[e.edit_id] = replace(e, reason=_why_not(e, places, max_words))
             taken.count(new[e.edit_id])

@@ -1,6 +1,7 @@
 """SQL of what people say of labels: the table `label_edit`, and the explanations that were made of it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 
@@ -10,17 +11,25 @@ from autointerp.store import Store
 _EDITS = "SELECT * EXCLUDE imported_at FROM label_edit"
 
 
+@contextmanager
+def _wanted(store: Store, edit_ids: Sequence[str]) -> Iterator[None]:
+    """While this is open, the ids are the table `wanted`."""
+    store.db.register("wanted", pa.table({"edit_id": pa.array(list(edit_ids), pa.string())}))
+    yield
+    store.db.unregister("wanted")
+
+
 def known(store: Store, edit_ids: Sequence[str]) -> dict[str, str | None]:
     """Those of these edits that are there, each with the reason why it cannot be graded (None where it can)."""
-    store.db.register("wanted", pa.table({"edit_id": pa.array(list(edit_ids), pa.string())}))
-    found = store.db.execute("SELECT edit_id, reason FROM label_edit SEMI JOIN wanted USING (edit_id)").fetchall()
-    store.db.unregister("wanted")
-    return dict(found)
+    with _wanted(store, edit_ids):
+        rows = store.db.execute("SELECT edit_id, reason FROM label_edit SEMI JOIN wanted USING (edit_id)").fetchall()
+        return dict(rows)
 
 
 def forget(store: Store, edit_ids: Sequence[str]) -> None:
     """Delete these edits; within a transaction that writes what has become of them."""
-    store.db.execute("DELETE FROM label_edit WHERE list_contains(?, edit_id)", [list(edit_ids)])
+    with _wanted(store, edit_ids):
+        store.db.execute("DELETE FROM label_edit WHERE edit_id IN (FROM wanted)").fetchall()
 
 
 def labels(store: Store, dictionary: str) -> list[LabelEdit]:

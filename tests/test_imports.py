@@ -92,6 +92,15 @@ def test_what_an_export_wrote_comes_back_as_the_same_labels_and_twice_is_once(do
     assert everything(fresh) == before and query(fresh / "run.duckdb", "FROM stage") == stages
 
 
+def test_one_run_in_two_formats_is_the_same_labels(done: Path, fresh: Path, tmp_path: Path) -> None:
+    first, *others = (exported(done, kind, tmp_path / kind) for kind in FORMATS)
+    brought(fresh, first)
+    before = everything(fresh)
+    for path in others:
+        assert brought(fresh, path).tally.ok == 0, path
+    assert everything(fresh) == before
+
+
 @pytest.mark.parametrize("kind", FORMATS)
 def test_a_persons_label_stays_a_persons_whatever_it_travels_in(tiny: dict[str, Path], done: Path, fresh: Path, tmp_path: Path, kind: str) -> None:
     settings = quick_settings(tiny, tmp_path / "results", explainer__methods=["mined"])

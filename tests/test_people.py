@@ -13,6 +13,8 @@ from autointerp.edits import Edit
 from autointerp.store import Store
 
 from .llm_server import Asked, Server
+from .test_judges import shown
+from .test_judges_http import right
 from .test_pipeline import assert_same, everything, finished_run, query, quick_settings, run_all
 
 GRADED = ("explanation", "draw", "simulation", "score", "verdict")
@@ -143,6 +145,32 @@ def test_a_paid_simulator_is_asked_about_a_label_that_is_chosen_and_never_twice(
         assert len(set(bodies)) == len(bodies)
         now = len(server.log)
         assert all(line.endswith("nothing pending") for line in run_all(settings)) and len(server.log) == now
+
+
+def test_a_judge_that_chooses_is_asked_about_the_labelled_feature_alone(tiny: dict[str, Path], ran: Path) -> None:
+    with Server(says=right) as server:
+        settings = quick_settings(
+            tiny, ran, judge__kinds=["detection"], judge__chooses=True, judge__provider="openai", judge__model="m",
+            judge__base_url=server.openai,
+        )  # fmt: skip
+        run_all(settings)
+        paid, feature = len(server.log), sorted(chosen(settings.database))[0]
+        edits.append(settings.folder, [Edit(f"sae/{feature}", "label", "village, castle")])
+        run_all(settings)
+        with Store.read(settings.database) as store:
+            run = store.latest_run()
+            candidates = [e for e in store.explanations(run.collection_id, run.explainer_ids, [feature]) if e.status == "ok"]
+            judged = {s.explanation_id: s for s in store.judged(run, "select") if s.metric == "detection_f1" and s.feature == feature}
+            (winner,) = [e for e in store.chosen(run) if e.feature == feature]
+        assert len(server.log) > paid
+        asked = {label for request in server.log[paid:] for label in shown(request.last)[0]}
+        assert asked == {e.label for e in candidates} and "village, castle" in asked
+        assert judged.keys() == {e.explanation_id for e in candidates} and len({s.scorer_id for s in judged.values()}) == 1
+        best = max((s.value for s in judged.values() if s.value is not None), default=None)
+        assert judged[winner.explanation_id].value == best
+        bodies = [json.dumps(request.body, sort_keys=True) for request in server.log]
+        assert len(set(bodies)) == len(bodies)
+        assert all(line.endswith("nothing pending") for line in run_all(settings))
 
 
 def test_a_label_that_names_its_feature_better_is_chosen(tiny: dict[str, Path], ran: Path) -> None:
