@@ -124,6 +124,7 @@ class Site:
         dictionary = reading.collection["dictionary"]
         near = book.store.neighbours(reading.run.collection_id, found.feature)
         ids = {n.other: f"{dictionary}/{n.other}" for n in near}
+        lines = book.catalog.labels(list(ids.values()))
         rows = book.store.explanations(reading.run.collection_id, reading.run.explainer_ids, [found.feature])
         contexts = {
             kind: [(context, pieces(context, found)) for context in contexts]
@@ -131,7 +132,7 @@ class Site:
         }  # fmt: skip
         return self.render(
             "feature", book, f=found, l=found.chosen, view=view, before=before, after=after, contexts=contexts,
-            near=[(n, ids[n.other], book.catalog.labels(list(ids.values())).get(ids[n.other])) for n in near],
+            near=[(n, ids[n.other], lines.get(ids[n.other])) for n in near],
             histogram=charts.strengths(found.histogram, found.max_activation), asked=_asked(rows, found, book.store),
         )  # fmt: skip
 

@@ -44,12 +44,13 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Tabl
                    max(reason) FILTER (metric = 'r_rank') AS reason, max(n) FILTER (metric = 'r_rank') AS n
             FROM score SEMI JOIN chosen USING (explanation_id)
             WHERE collection_id = $collection AND split = 'score' AND simulator_id = $grader AND scorer_id = $scorer
+              AND feature IN (FROM selected)
             GROUP BY explanation_id
         ),
         judged AS (
             SELECT explanation_id, verdict, evidence FROM verdict SEMI JOIN chosen USING (explanation_id)
             WHERE collection_id = $collection AND simulator_id = $grader AND scorer_id = $scorer
-              AND thresholds_id = $thresholds
+              AND thresholds_id = $thresholds AND feature IN (FROM selected)
         ),
         heavy AS (
             SELECT feature, top_tokens[1:$n_tokens] AS top_tokens FROM feature SEMI JOIN selected USING (feature)
