@@ -35,7 +35,7 @@ JUDGED = {  # kind of judge -> its metrics, by what they are called in print
     "detection": {"f1": "F1", "balanced_accuracy": "balanced accuracy", "tnr_b": "TNR_B", "tnr_c": "TNR_C"},
     "fuzzing": {"accuracy": "accuracy"},
 }
-CHUNK_LABELS = 8192  # made at once from the database's columns
+CHUNK_LABELS = 25_000  # read at once: all of 100,000 would take twice the memory for a moment
 ENDS = ("r_rank_lo", "r_rank_hi", "r_pop_lo", "r_pop_hi")
 FIELDS = ("r_rank", "r_tok", "lift", "null", "r_pop", "f1")  # metrics that are fields of a label
 
@@ -149,20 +149,21 @@ def _scorer(settings: Settings, certificate: dict[str, Any] | None) -> dict[str,
 def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[Label]:
     """The labels of the selected features, ascending."""
     by = verdicts.thresholds_id(Settings.model_validate_json(run.settings).verdict)
-    table = store_report.graded(store, run, by, OWN_TOKENS)
     pieces, _ = store.tokens(run.collection_id)
     words_of = {t: piece.decode("utf-8", "replace").strip().lower() for t, piece in pieces.items()}
-    kinds, density = found.kinds(table["feature"].to_numpy()), found.density.tolist()
+    features, density = run.features or [], found.density.tolist()
     voted = votes(store, dictionary)
     labels: list[Label] = []
-    for batch in table.to_batches(max_chunksize=CHUNK_LABELS):
-        columns = batch.to_pydict()
+    for start in range(0, len(features), CHUNK_LABELS):
+        part = replace(run, features=features[start : start + CHUNK_LABELS])
+        columns = store_report.graded(store, part, by, OWN_TOKENS).to_pydict()
+        kinds = found.kinds(np.array(columns["feature"], dtype=np.int64))
         for i, feature in enumerate(columns["feature"]):
             label, tokens = columns["label"][i], columns["top_tokens"][i] or ()
             labels.append(Label(
-                feature=feature, feature_id=f"{dictionary}/{feature}", kind=kinds[len(labels)],
-                density=density[feature], label=label, method=columns["method"][i], model=columns["model"][i],
-                verdict=columns["verdict"][i], basis=columns["evidence"][i], reason=_reason(columns, i),
+                feature=feature, feature_id=f"{dictionary}/{feature}", kind=kinds[i], density=density[feature],
+                label=label, method=columns["method"][i], model=columns["model"][i], verdict=columns["verdict"][i],
+                basis=columns["evidence"][i], reason=_reason(columns, i),
                 **{name: columns[name][i] for name in (*FIELDS, *ENDS)},
                 numbers={metric: columns[metric][i] for metric in METRICS if metric not in FIELDS},
                 n_passages=columns["n"][i] or 0, quotes=_quotes(label, {words_of[token] for token in tokens}),

@@ -49,7 +49,7 @@ DESIGNS = """
     SELECT feature, max_by(scorer_id, coalesce(try_cast(split_part(scorer_id, '+', 2) AS INTEGER), 0)) AS scorer_id
     FROM score
     WHERE collection_id = $collection AND split = 'select' AND metric = 'r_rank' AND simulator_id = $simulator
-      AND split_part(scorer_id, '+', 1) = $scorer
+      AND split_part(scorer_id, '+', 1) = $scorer AND feature IN (SELECT unnest($features))
     GROUP BY feature
 """
 

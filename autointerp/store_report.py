@@ -44,12 +44,13 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Tabl
                    max(reason) FILTER (metric = 'r_rank') AS reason, max(n) FILTER (metric = 'r_rank') AS n
             FROM score SEMI JOIN chosen USING (explanation_id)
             WHERE collection_id = $collection AND split = 'score' AND simulator_id = $grader AND scorer_id = $scorer
+              AND feature IN (FROM selected)
             GROUP BY explanation_id
         ),
         judged AS (
             SELECT explanation_id, verdict, evidence FROM verdict SEMI JOIN chosen USING (explanation_id)
             WHERE collection_id = $collection AND simulator_id = $grader AND scorer_id = $scorer
-              AND thresholds_id = $thresholds
+              AND thresholds_id = $thresholds AND feature IN (FROM selected)
         ),
         heavy AS (
             SELECT feature, top_tokens[1:$n_tokens] AS top_tokens FROM feature SEMI JOIN selected USING (feature)
@@ -112,10 +113,10 @@ def ranks_of(store: Store, run: Run, feature: int) -> dict[tuple[str, Split], Sc
     for split in ("select", "score"):
         rows = store.db.execute(
             f"SELECT s.* FROM score s LEFT JOIN ({DESIGNS}) c USING (feature) WHERE s.collection_id = $collection "
-            "AND s.feature = $feature AND s.split = $split AND s.metric = 'r_rank' AND s.simulator_id = $grader "
+            "AND s.feature IN (SELECT unnest($features)) AND s.split = $split AND s.metric = 'r_rank' AND s.simulator_id = $grader "
             "AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer)",
             {"collection": run.collection_id, "simulator": run.grader("select"), "scorer": run.scorer_id,
-             "feature": feature, "split": split, "grader": run.grader(split)},
+             "features": [feature], "split": split, "grader": run.grader(split)},
         ).fetchall()
         found |= {(score.explanation_id, score.split): score for score in (Score(*row) for row in rows)}
     return found
