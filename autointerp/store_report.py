@@ -113,8 +113,8 @@ def ranks_of(store: Store, run: Run, feature: int) -> dict[tuple[str, Split], Sc
     for split in ("select", "score"):
         rows = store.db.execute(
             f"SELECT s.* FROM score s LEFT JOIN ({DESIGNS}) c USING (feature) WHERE s.collection_id = $collection "
-            "AND s.feature IN (SELECT unnest($features)) AND s.split = $split AND s.metric = 'r_rank' AND s.simulator_id = $grader "
-            "AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer)",
+            "AND s.feature IN (SELECT unnest($features)) AND s.split = $split AND s.metric = 'r_rank' "
+            "AND s.simulator_id = $grader AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer)",
             {"collection": run.collection_id, "simulator": run.grader("select"), "scorer": run.scorer_id,
              "features": [feature], "split": split, "grader": run.grader(split)},
         ).fetchall()
