@@ -7,7 +7,7 @@ import pytest
 
 from autointerp import config
 from autointerp.simulators import embedding
-from autointerp.simulators.embedding import PREDICT_BLOCK, READ_BATCH, EmbeddingSimulator
+from autointerp.simulators.embedding import READ_BATCH, EmbeddingSimulator
 from autointerp.simulators.held import Held
 from autointerp.tally import Bar
 
@@ -57,7 +57,7 @@ def small(whole: EmbeddingSimulator, monkeypatch: pytest.MonkeyPatch) -> Iterato
     """Less room than there are passages."""
     monkeypatch.setattr(embedding, "HELD_BYTES", 64 * 64 * whole._vectors.shape[2] * 2)
     found = Small(whole)
-    assert len(found.simulator._held) == 2 * PREDICT_BLOCK == 64
+    assert len(found.simulator._held) == 64
     yield found
 
 
