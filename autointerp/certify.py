@@ -42,6 +42,7 @@ BARS = {
     "auroc_shuffled": (0.99, 1.0), "auroc_half": (0.95, 1.0), "auroc_broad2": (0.95, 1.0), "coverage": (0.93, 0.995),
     "null_ks": (0.01, 1.0), "missing_extra": (0.90, 1.0), "insufficient": (1.0, 1.0),
 }  # fmt: skip
+WORDY = ("words", "field")  # families whose truth is a set of words
 NULLS = 999
 CALIBRATION_LABELS = 16  # labels that a real simulator's threshold is fitted on
 SMALL = {"noise": 20, "rare": 8}  # of the other sizes, where a real simulator reads every passage
@@ -58,6 +59,7 @@ def certify(
     bench = found.bench
     tested = [i for i, labels in enumerate(found.labels) if labels]
     outcomes: dict[tuple[float, str, str], list[Outcome]] = defaultdict(list)
+    broad: dict[tuple[str, str], list[Outcome]] = defaultdict(list)  # twice too broad, by family and metric
     passed: dict[tuple[float, str], list[bool]] = defaultdict(list)
     pairs: dict[str, list[tuple[float, float]]] = defaultdict(list)
     known: dict[tuple[float, str], list[float]] = defaultdict(list)
@@ -72,6 +74,8 @@ def certify(
         for metric, by_rung in bench.compare(sheet, labels, scorer).items():
             for rung, outcome in by_rung.items():
                 outcomes[density, rung, metric].append(outcome)
+                if rung == "broad2" and metric in GATED:
+                    broad[found.features[i].family, metric].append(outcome)
                 pairs[metric].append((outcome.other, quality[rung]))
             both = [by_rung[name] for name in ("missing", "extra") if name in by_rung]
             passed[density, metric].append(len(both) == 2 and all(o.right > o.other for o in both))
@@ -81,6 +85,7 @@ def certify(
         bar.advance()
     table = [_line(*key, found_, known[key[0], key[1]]) for key, found_ in outcomes.items()]
     figures = {f"spearman_f1.{metric}": _spearman(pairs[metric]) for metric in METRICS}
+    figures |= _lists_and_fields(broad)
     gates = _aurocs(scorer.name, table)
     gates += _missing_extra(scorer.name, passed)
     p = null_p(found, scorer, bar)
@@ -124,6 +129,21 @@ def _aurocs(scorer: str, table: Sequence[Line]) -> list[Gate]:
             worst = min((v for v in values if v is not None), default=None)
             gates.append(Gate.of(f"auroc_{rung}", scorer, metric, worst, BARS[f"auroc_{rung}"]))
     return gates
+
+
+def _lists_and_fields(broad: dict[tuple[str, str], list[Outcome]]) -> dict[str, float | None]:
+    """AUROC of the right label against one twice too broad by family of truth, over all densities, and over word lists
+    and fields together: what a simulator that reads words alone can be asked to tell."""
+    families = sorted({family for family, _ in broad})
+    groups = {family: [family] for family in families} | {"words+field": [f for f in families if f in WORDY]}
+    found = {
+        f"auroc_broad2.{name}.{metric}": [outcome for family in group for outcome in broad[family, metric]]
+        for name, group in groups.items() for metric in GATED
+    }  # fmt: skip
+    return {
+        name: metrics.auroc(np.array([o.right for o in outcomes]), np.array([o.other for o in outcomes]))
+        for name, outcomes in found.items()
+    }
 
 
 def _missing_extra(scorer: str, passed: dict[tuple[float, str], list[bool]]) -> list[Gate]:

@@ -65,6 +65,7 @@ def test_two_ways_of_saying_the_same_tie(certificates: dict[str, Certificate]) -
 def test_scores_go_with_the_known_quality_of_labels(certificates: dict[str, Certificate]) -> None:
     for metric in ("r_rank", "f1"):
         assert certificates["reference"].figures[f"spearman_f1.{metric}"] > 0.8
+        assert certificates["reference"].figures[f"auroc_broad2.words+field.{metric}"] > 0.75
 
 
 def test_rungs_and_densities_are_all_there(certificates: dict[str, Certificate]) -> None:
