@@ -265,6 +265,7 @@ def test_another_dictionary_by_the_name_of_the_runs_is_refused(
     shutil.copytree(finished_run(tiny), run)
     with Store.create(run / "run.duckdb") as store:
         text = json.dumps(str(tiny["dictionary"]))[1:-1]
+        store.db.execute("DELETE FROM lens")
         store.db.execute("UPDATE run SET settings = replace(settings, ?, ?)", [text, json.dumps(str(kept))[1:-1]])
     write_dictionary(kept, width=72)
     for command in (["attribute", TEXT, str(run)], ["steer", "3", str(run)], ["lens", str(run)]):

@@ -138,7 +138,7 @@ def test_imported_labels_are_graded_beside_ours_and_nothing_is_left_to_do(tiny: 
     assert graded == [(feature, split, True) for feature in sorted(features[:3]) for split in ("select", "score")]
     assert set(before) <= set(query(done / "run.duckdb", "SELECT score_id, value FROM score"))
     with Store.read(done / "run.duckdb") as store:
-        assert "imported:neuronpedia/oai_token-act-pair" in report.read(store).summary["by_explainer"]
+        assert "imported:neuronpedia/oai_token-act-pair (gpt-4o-mini)" in report.read(store).summary["by_explainer"]
     assert all(line.endswith("nothing pending") for line in run_all(settings))
 
 

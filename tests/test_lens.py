@@ -141,7 +141,11 @@ def test_promoted_tokens_stand_in_the_prompt_where_they_are_asked_for(
 
 @pytest.fixture
 def run(tiny: dict[str, Path], tmp_path: Path) -> Path:
-    return Path(shutil.copytree(finished_run(tiny), tmp_path / "t"))
+    """The finished run without its lens."""
+    folder = Path(shutil.copytree(finished_run(tiny), tmp_path / "t"))
+    with Store.create(folder / "run.duckdb") as store:
+        store.db.execute("DELETE FROM lens")
+    return folder
 
 
 def test_the_table_holds_what_a_direct_computation_gives(

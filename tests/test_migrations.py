@@ -281,10 +281,11 @@ def downgraded(tiny: dict[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unjudged(tiny: dict[str, Path], tmp_path: Path) -> Path:
-    """The finished run's folder without its verdicts, which the first release did not give."""
+    """The finished run's folder without verdicts and lens, which the first release did not give."""
     folder = Path(shutil.copytree(finished_run(tiny), tmp_path / "unjudged"))
     with duckdb.connect(str(folder / "run.duckdb")) as db:
         assert db.execute("DELETE FROM verdict").fetchall() != [(0,)]
+        assert db.execute("DELETE FROM lens").fetchall() != [(0,)]
     return folder
 
 

@@ -221,6 +221,7 @@ def _labels(block: Block, words: list[str]) -> list[tuple[Any, dict[str, Any]]]:
             values = (
                 key, COLLECTION, feature, explainer, method, model, 0, "unparsed" if fails else "ok", label,
                 "no_label_in_reply" if fails else None, key if provider else None, None, 24 if provider else None,
+                    None, None,
             )  # fmt: skip
             for column, value in zip(rows.values(), values, strict=True):
                 column.append(value)
