@@ -29,6 +29,7 @@ from autointerp.store import Excerpts, Store
 from autointerp.tally import Bar
 
 Opens = Callable[[Store, Settings], Door]
+CLAIM_BLOCK = 64  # labels whose claims are worked out together: a prediction on the panel is a MB for each
 PAID_SAYS_SO = 1.0  # of 10, on the scale that models answer on
 PAID_NULLS = 50  # features whose null is worked out where the simulator is paid (METHOD: pooled, no p per feature)
 
@@ -222,17 +223,19 @@ class Grading:
 
     def cells(self, feature: int, labels: Sequence[str], split: Split) -> list[list[Cell]]:
         """The scoring set of each of these labels of a feature, on one split."""
-        self._claim(labels, split)
+        self.claim(labels, split)
         return [self.design(split).cells(feature, self._claimed[split, label]) for label in labels]
 
-    def _claim(self, labels: Sequence[str], split: Split) -> None:
-        """Work out which panel passages the labels claim, all in one pass over the panel; held for later use."""
+    def claim(self, labels: Sequence[str], split: Split) -> None:
+        """Work out which panel passages the labels claim, CLAIM_BLOCK labels in one pass over the panel; held for later
+        use."""
         new = [label for label in dict.fromkeys(labels) if (split, label) not in self._claimed]
-        if new:
+        for start in range(0, len(new), CLAIM_BLOCK):
+            block = new[start : start + CLAIM_BLOCK]
             kind, threshold, panel = self.settings.simulator.claims, self.threshold, self.design(split).panel.passages
             self._read_in(kind, panel)
-            told = [_told(kind, label) for label in new]
-            for label, predicted in zip(new, self.proxy.predict(told, panel), strict=True):
+            told = [_told(kind, label) for label in block]
+            for label, predicted in zip(block, self.proxy.predict(told, panel), strict=True):
                 self._claimed[split, label] = predicted.max(axis=1) > threshold
 
     def wanted(self, split: Split) -> list[Explanation]:

@@ -46,6 +46,7 @@ def run(grading: Grading, split: Split) -> Tally:
     grading.bar.start(f"simulate {split}", total=len(pending), unit="features")
     for start in range(0, len(pending), CHUNK_FEATURES):
         chunk = pending[start : start + CHUNK_FEATURES]
+        grading.claim([grading.key(e) for _, group in chunk for e in group if e.explanation_id not in drawn], split)
         units = [_Unit(*_draw(grading, feature, group, split, drawn), group, done) for feature, group in chunk]
         try:
             for unit in _simulated(grading, units, split):
