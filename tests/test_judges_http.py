@@ -105,10 +105,13 @@ def test_a_right_judge_grades_a_right_label_1_and_a_broad_one_below(
     assert sum(n for *_, n in rows) == tally.ok
     assert {(kind, marked is None) for kind, _, marked, _ in rows} == {("detection", True), ("fuzzing", False)}
     sizes = found.store.query("SELECT count(*) FROM judgement GROUP BY explanation_id, kind")[1]
-    assert len(server.log) == sum(-(-n // 5) for (n,) in sizes), "five passages a call"
+    asked = sum(-(-n // 5) for (n,) in sizes)
+    # Calls, not requests: one that took too long on a busy machine is sent again.
+    assert found.store.query("SELECT count(*) FROM call")[1] == [(asked,)], "five passages a call"
     schema = server.log[0].body["response_format" if provider == "openai" else "output_config"]
     assert '"required": ["1"]' in json.dumps(schema)
-    assert not judged(found).worked and len(server.log) == sum(-(-n // 5) for (n,) in sizes), "twice is once"
+    sent = len(server.log)
+    assert not judged(found).worked and len(server.log) == sent >= asked, "twice is once"
 
 
 def test_fuzzing_never_shows_a_passage_twice_in_a_call(served: Served, bench: MakeBench) -> None:
