@@ -7,11 +7,12 @@ is kept apart from the database, which a run may be writing at the same time.
 import fcntl
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from autointerp.errors import StoreError
 
@@ -42,6 +43,37 @@ class Edit:
             raise StoreError(f"an edit is one of {', '.join(get_args(Kind))}, not {self.kind[:80]!r}")
         if not self.label.strip() or len(self.label) > LONGEST:
             raise StoreError(f"an edit's label has 1 to {LONGEST} characters; this one has {len(self.label.strip())}")
+
+
+class Votes(NamedTuple):
+    """Votes on one label."""
+
+    up: int = 0
+    down: int = 0
+
+
+class Vote(Protocol):
+    """What has been said of a feature's label, by a line of the file or by a row of `label_edit`."""
+
+    @property
+    def feature_id(self) -> str: ...
+    @property
+    def kind(self) -> Kind: ...
+    @property
+    def label(self) -> str: ...
+    @property
+    def author(self) -> str: ...
+
+
+def counted(said: Iterable[Vote]) -> dict[tuple[str, str], Votes]:
+    """(feature id, label) -> its votes. Of several by one author, oldest first, the last counts; whoever gives no name
+    is one author, because they are mostly the one reader of a page on their own machine."""
+    last = {(e.feature_id, e.label, e.author): e.kind for e in said if e.kind != "label"}
+    counts = Counter((feature_id, label, kind) for (feature_id, label, _), kind in last.items())
+    return {
+        (feature_id, label): Votes(counts[feature_id, label, "up"], counts[feature_id, label, "down"])
+        for feature_id, label, _ in last
+    }
 
 
 def append(folder: Path, edits: Iterable[Edit]) -> int:

@@ -1,10 +1,14 @@
-"""How alike labels and a phrase are in meaning, for a page: vectors of labels are made once, beside the requests."""
+"""How alike labels and a phrase are in meaning, for a page: vectors of labels are made once, beside the requests, and
+kept beside the run, where `search` finds them too."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autointerp import label_vectors
+from autointerp.simulators.encoder import PACKAGED_ENCODER
 from autointerp.simulators.sentences import sentence_vectors
 from autointerp.tally import Bar
 from autointerp.working import Job, Worker
@@ -16,7 +20,9 @@ Cosines = NDArray[np.float32]  # [label]
 class Likeness:
     """Vectors of every label that was ever asked about, and cosines of the latest phrases."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        """folder  of the run"""
+        self.folder = folder
         self._worker: Worker[Cosines] = Worker(KEEP)
         self._known: dict[str, int] = {}  # label -> its row
         self._vectors: NDArray[np.float32] | None = None
@@ -40,7 +46,9 @@ class Likeness:
     def _learn(self, labels: list[str], bar: Bar) -> None:
         if not labels:
             return
-        new = sentence_vectors(labels, bar, quick=True)
+        new = label_vectors.kept(self.folder, PACKAGED_ENCODER, lambda texts: sentence_vectors(texts, bar, quick=True))(
+            labels
+        )
         start = 0 if self._vectors is None else len(self._vectors)
         self._vectors = new if self._vectors is None else np.concatenate([self._vectors, new])
         self._known |= {label: start + i for i, label in enumerate(labels)}

@@ -9,11 +9,10 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import NamedTuple
 
 from autointerp import store_people
 from autointerp.config import fingerprint
-from autointerp.edits import Edit
+from autointerp.edits import Edit, Votes, counted
 from autointerp.errors import StoreError
 from autointerp.rows import Explanation, LabelEdit
 from autointerp.store import Store
@@ -163,20 +162,7 @@ def _candidates(store: Store, home: Home) -> Iterator[Explanation]:
         count[explainer, feature] += 1
 
 
-class Votes(NamedTuple):
-    """Votes on one label."""
-
-    up: int = 0
-    down: int = 0
-
-
 def votes(store: Store, dictionary: str) -> dict[tuple[int, str], Votes]:
-    """(feature, label) -> its votes. Of several by one author the last counts; those without an author count each."""
-    last: dict[tuple[int, str, str], str] = {}
-    for e in store_people.votes(store, dictionary):
-        last[int(e.feature_id.rpartition("/")[2]), e.label, e.author or e.edit_id] = e.kind
-    counts = Counter((feature, label, kind) for (feature, label, _), kind in last.items())
-    return {
-        (feature, label): Votes(counts[feature, label, "up"], counts[feature, label, "down"])
-        for feature, label, _ in counts
-    }
+    """(feature, label) -> its votes, of one dictionary; `edits.counted` says which count."""
+    found = counted(store_people.votes(store, dictionary))
+    return {(int(feature_id.rpartition("/")[2]), label): found_ for (feature_id, label), found_ in found.items()}

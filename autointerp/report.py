@@ -21,9 +21,10 @@ from rich.text import Text
 from autointerp import metrics, store_report, verdicts
 from autointerp.config import Settings
 from autointerp.draws import OWN_TOKENS
+from autointerp.edits import Votes
 from autointerp.errors import ConfigError, StoreError, nearest
 from autointerp.grades import METRICS
-from autointerp.people import Votes, votes
+from autointerp.people import votes
 from autointerp.population import Population, population
 from autointerp.rows import Run, Score
 from autointerp.store import Store

@@ -326,7 +326,9 @@ class Score(Row):
     split: Annotated[Split, "passages it was computed on"]
     simulator_id: Annotated[str, "who predicted, or judged"]
     scorer_id: Annotated[str, "scoring design"]
-    metric: Annotated[str, "what the number is: METRICS in grades.py; of judges detection_f1 ..., fuzzing_accuracy"]
+    metric: Annotated[
+        str, "METRICS in grades.py; of judges detection_f1 ..., fuzzing_accuracy; METRICS in causal.py, causal_choice"
+    ]
     status: Annotated[Status, "ok, or why there is no value"]
     value: Annotated[float | None, "the number; NULL unless ok"]
     lo: Annotated[float | None, "lower end of the 95 % interval; NULL where the metric has none"]

@@ -10,7 +10,7 @@ from autointerp.edits import Edit
 
 @dataclass
 class Said:
-    """One label of a feature as people see it. Of several votes of one person the last counts."""
+    """One label of a feature as people see it."""
 
     label: str
     ups: int = 0
@@ -50,16 +50,10 @@ class Remarks:
 def said(of: Sequence[Edit], label: str | None) -> list[Said]:
     """Edits of one feature, oldest first, put together by label: its present label first, then those most voted for."""
     found: dict[str, Said] = {} if label is None else {label: Said(label)}
-    votes: dict[tuple[str, str], Edit] = {}
     for edit in of:
         one = found.setdefault(edit.label, Said(edit.label))
         if edit.kind == "label":
             one.written.append(edit)
-        else:
-            votes[edit.label, edit.author] = edit
-    for vote in votes.values():
-        if vote.kind == "up":
-            found[vote.label].ups += 1
-        else:
-            found[vote.label].downs += 1
+    for (_, text), votes in edits.counted(of).items():
+        found[text].ups, found[text].downs = votes
     return sorted(found.values(), key=lambda one: (one.label != label, one.downs - one.ups))

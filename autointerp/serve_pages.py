@@ -47,7 +47,7 @@ class Site:
     def __init__(self, shelf: Shelf, token: str) -> None:
         self.shelf, self.token = shelf, token
         self.remarks = Remarks(shelf.path.parent)
-        self.likeness = Likeness()
+        self.likeness = Likeness(shelf.path.parent)
         self._texts: Worker[Fired] = Worker(TEXTS)
         self._reader: tuple[object, TextReader] | None = None  # what it was loaded for, and the reader
         self.templates = Environment(

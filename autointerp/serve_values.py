@@ -73,10 +73,12 @@ def at(value: float | None) -> str:
 
 
 def percent(share: float) -> str:
+    """A share, 0 to 1, as per cent."""
     return f"{100 * share:.3g} %"
 
 
 def duration(seconds: float) -> str:
+    """Seconds in the units that people say them in."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

@@ -12,8 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from autointerp import store_report
+from autointerp.edits import Votes
 from autointerp.evidence import Texts
-from autointerp.people import Votes, votes
+from autointerp.people import votes
 from autointerp.population import feature_index
 from autointerp.report import Label, Reading, number
 from autointerp.rows import Lens, Score

@@ -25,7 +25,7 @@ def prompt_passages(store: Store, collection_id: str, tokens: int, n: int) -> li
 def causal_scores(store: Store, explanation_ids: Sequence[str], causal_id: str) -> list[Score]:
     """What is known of these labels, by feature and metric."""
     rows = store.db.execute(
-        f"SELECT {_COLUMNS} FROM score WHERE simulator_id = ? AND list_contains(?, explanation_id) "
+        f"SELECT {_COLUMNS} FROM score WHERE simulator_id = ? AND explanation_id IN (SELECT unnest(?)) "
         "ORDER BY feature, explanation_id, metric",
         [causal_id, list(explanation_ids)],
     )

@@ -14,7 +14,7 @@ def lenses(store: Store, collection_id: str, features: list[int]) -> dict[int, L
     """Feature -> its lens, where that is known."""
     rows = store.db.execute(
         "SELECT collection_id, feature, promoted, promoted_by, suppressed, suppressed_by FROM lens "
-        "WHERE collection_id = ? AND list_contains(?, feature) ORDER BY feature",
+        "WHERE collection_id = ? AND feature IN (SELECT unnest(?)) ORDER BY feature",
         [collection_id, features],
     )
     return {row[1]: Lens(*row) for row in rows.fetchall()}

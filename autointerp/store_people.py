@@ -15,8 +15,10 @@ _EDITS = "SELECT * EXCLUDE imported_at FROM label_edit"
 def _wanted(store: Store, edit_ids: Sequence[str]) -> Iterator[None]:
     """While this is open, the ids are the table `wanted`."""
     store.db.register("wanted", pa.table({"edit_id": pa.array(list(edit_ids), pa.string())}))
-    yield
-    store.db.unregister("wanted")
+    try:
+        yield
+    finally:
+        store.db.unregister("wanted")
 
 
 def known(store: Store, edit_ids: Sequence[str]) -> dict[str, str | None]:
@@ -74,7 +76,7 @@ def labelled(store: Store, collection_id: str, features: Sequence[int]) -> dict[
     rows = store.db.execute(
         "SELECT n, list(feature ORDER BY feature) FROM ("
         "  SELECT feature, count(*) AS n FROM explanation WHERE collection_id = ? AND author IS NOT NULL "
-        "  AND status = 'ok' AND list_contains(?, feature) GROUP BY feature) GROUP BY n ORDER BY n",
+        "  AND status = 'ok' AND feature IN (SELECT unnest(?)) GROUP BY feature) GROUP BY n ORDER BY n",
         [collection_id, list(features)],
     ).fetchall()
     return dict(rows)

@@ -11,7 +11,7 @@ def neighbours_of(store: Store, collection_id: str, features: list[int], nearest
     """The `nearest` neighbours of each feature, by feature, kind and rank."""
     rows = store.db.execute(
         "SELECT collection_id, feature, kind, rank, other, similarity FROM neighbour "
-        "WHERE collection_id = ? AND list_contains(?, feature) AND rank < ? ORDER BY feature, kind DESC, rank",
+        "WHERE collection_id = ? AND feature IN (SELECT unnest(?)) AND rank < ? ORDER BY feature, kind DESC, rank",
         [collection_id, features, nearest],
     )
     return [Neighbour(*row) for row in rows.fetchall()]

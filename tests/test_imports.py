@@ -15,6 +15,7 @@ from autointerp import edits, export, export_hf, export_neuronpedia, imports, pe
 from autointerp.edits import Edit
 from autointerp.errors import LabelsError
 from autointerp.people import Taken
+from autointerp.said import Remarks
 from autointerp.store import Store
 from autointerp.tally import Bar
 
@@ -270,7 +271,10 @@ def test_edits_of_another_run_bring_labels_and_votes(fresh: Path, tmp_path: Path
     taken = brought(fresh, tmp_path / "other" / edits.FILE)
     assert (taken.tally.ok, taken.votes, taken.by_method) == (5, 4, {"human": 1})
     with Store.read(fresh / "run.duckdb") as store:
-        assert people.votes(store, "sae") == {(3, "rivers"): (2, 1)}, "bo changed their mind"
+        found = people.votes(store, "sae")
+    assert found == {(3, "rivers"): (1, 1)}, "bo changed their mind, and nobody's name is one person"
+    (page,) = Remarks(tmp_path / "other").of("sae/3", "rivers")
+    assert (page.ups, page.downs) == found[3, "rivers"], "the page, which reads the file, counts alike"
 
 
 @pytest.mark.parametrize("text", HOSTILE)

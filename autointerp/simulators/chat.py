@@ -15,7 +15,7 @@ the larger one; a token that holds only a part of a character counts as the plac
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,46 +23,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp import prompts
-from autointerp.config import SimulatorSection, model_of
+from autointerp.config import SimulatorSection
 from autointerp.errors import ReplyError
 from autointerp.llm import Door, Job, Request, halves
 from autointerp.llm.structured import by_number, numbered
 from autointerp.simulators import Lost, Predicted
-from autointerp.simulators.gathered import Gathered, Wanted
-from autointerp.tally import Bar
+from autointerp.simulators.gathered import Asked, Gathered, Wanted
 
 MAX_STRENGTH = 10
 FIRES = {"type": "array", "items": {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "number"}]}}}
 
 
-class ChatSimulator:
+class ChatSimulator(Asked):
     """Strengths 0 to 10, as a chat model states them."""
 
     def __init__(self, door: Door, cfg: SimulatorSection, passage_tokens: int) -> None:
-        self.door, self.cfg, self.passage_tokens = door, cfg, passage_tokens
-        self.model = model_of(cfg)
-        self._texts: dict[int, Sequence[str]] = {}
+        super().__init__(door, cfg, passage_tokens)
         self._halved = 0  # calls that were too long for the model
 
-    def read(self, passages: Mapping[int, Sequence[str]], bar: Bar) -> None:
-        """Hold the passages' tokens; the model sees them when it is asked."""
-        self._texts |= passages
-
-    def calibrate(self, background: NDArray[np.int64]) -> None:
-        """Nothing to calibrate: the model states strengths on a scale of its own."""
-
-    def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Strengths [label, passage, token]; NaN throughout a passage that was lost."""
-        result = np.empty((len(labels), len(passages), self.passage_tokens), dtype=np.float32)
-        for place, predicted in self.ask([(label, passages) for label in labels]):
-            result[place] = predicted.values
-        return result
-
     def ask(self, wanted: Wanted) -> Iterator[tuple[int, Predicted]]:
-        """For (label, passages) pairs: the place of a pair, and its predictions, as they are complete, in any order.
-
-        Raises Unreachable or BudgetSpent after everything that is complete; the other pairs stay pending.
-        """
+        """As of `AskingSimulator`."""
         gathered = Gathered(wanted, self.passage_tokens)
         yield from gathered.empty()
         jobs = (

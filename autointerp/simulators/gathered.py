@@ -1,13 +1,39 @@
-"""Predictions of many (label, passages) pairs, put together as the answers to them come in."""
+"""What simulators share that ask a model: predictions of many (label, passages) pairs, put together as answers come."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp.simulators import Lost, Predicted
+from autointerp.config import SimulatorSection, model_of
+from autointerp.llm import Door
+from autointerp.simulators import AskingSimulator, Lost, Predicted
+from autointerp.tally import Bar
 
 Wanted = Sequence[tuple[str, NDArray[np.int64]]]  # (label, passage ids)
+
+
+class Asked(AskingSimulator):
+    """A simulator whose model stands behind the door, and states activations 0 to 10: all but how it is asked."""
+
+    def __init__(self, door: Door, cfg: SimulatorSection, passage_tokens: int) -> None:
+        self.door, self.cfg, self.passage_tokens = door, cfg, passage_tokens
+        self.model = model_of(cfg)
+        self._texts: dict[int, Sequence[str]] = {}
+
+    def read(self, passages: Mapping[int, Sequence[str]], bar: Bar) -> None:
+        """Hold the passages' tokens; the model sees them when it is asked."""
+        self._texts |= passages
+
+    def calibrate(self, background: NDArray[np.int64]) -> None:
+        """Nothing to calibrate: the model states activations on a scale of its own."""
+
+    def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
+        """What the model states [label, passage, token], 0 to 10; NaN throughout a passage that was lost."""
+        result = np.empty((len(labels), len(passages), self.passage_tokens), dtype=np.float32)
+        for place, predicted in self.ask([(label, passages) for label in labels]):
+            result[place] = predicted.values
+        return result
 
 
 class Gathered:

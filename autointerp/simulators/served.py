@@ -12,7 +12,7 @@ passage is lost, with reason `answers_out_of_reach`.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -24,10 +24,9 @@ from autointerp.errors import ConfigError
 from autointerp.llm import Door, Job, Reading, Request
 from autointerp.simulators import Lost, Predicted
 from autointerp.simulators.bounds import Bounds, Heard, heard, mean, odds
-from autointerp.simulators.gathered import Gathered, Wanted
+from autointerp.simulators.gathered import Asked, Gathered, Wanted
 from autointerp.simulators.logprob import UNKNOWN, heading, one_line, prefix
 from autointerp.simulators.pieces import List, Pieces, choices
-from autointerp.tally import Bar
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -53,43 +52,24 @@ class _Passage:
     second: Heard | None = None  # after the token that several answers begin with
 
 
-class ServedSimulator:
+class ServedSimulator(Asked):
     """Expected activation of every token on the scale 0 to 10, as `LogprobSimulator`'s."""
 
     def __init__(
         self, door: Door, cfg: SimulatorSection, passage_tokens: int, tokenizer: "PreTrainedTokenizerBase | None" = None
     ) -> None:
         """Raises SubjectError where the served model's tokenizer is not there, ConfigError where it cannot simulate."""
-        self.door, self.cfg, self.passage_tokens = door, cfg, passage_tokens
-        self.model = model_of(cfg)
+        super().__init__(door, cfg, passage_tokens)
         self.pieces = Pieces(_tokenizer(cfg) if tokenizer is None else tokenizer)
         self.choices = choices(self.pieces)
         self.wanted = tuple(dict.fromkeys(self.choices.tokens))
         columns = [self.wanted.index(token) for token in self.choices.tokens]
         self._first = columns[: len(self.choices.first)]
         self._second = [columns[place] for place in self.choices.second.values()]
-        self._texts: dict[int, Sequence[str]] = {}
         self._warned = False
 
-    def read(self, passages: Mapping[int, Sequence[str]], bar: Bar) -> None:
-        """Hold the passages' tokens; the model sees them when it is asked."""
-        self._texts |= passages
-
-    def calibrate(self, background: NDArray[np.int64]) -> None:
-        """Nothing to calibrate: the model states activations on a scale of its own."""
-
-    def predict(self, labels: Sequence[str], passages: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Expected answers [label, passage, token], 0 to 10; NaN throughout a passage that was lost."""
-        result = np.empty((len(labels), len(passages), self.passage_tokens), dtype=np.float32)
-        for place, predicted in self.ask([(label, passages) for label in labels]):
-            result[place] = predicted.values
-        return result
-
     def ask(self, wanted: Wanted) -> Iterator[tuple[int, Predicted]]:
-        """For (label, passages) pairs: the place of a pair, and its predictions, as they are complete, in any order.
-
-        Raises Unreachable or BudgetSpent after everything that is complete; the other pairs stay pending.
-        """
+        """As of `AskingSimulator`."""
         gathered = Gathered(wanted, self.passage_tokens)
         yield from gathered.empty()
         doubtful: list[_Passage] = []
