@@ -28,7 +28,7 @@ def explained(
     """Every explanation of a run whose model is behind the server, rounds included."""
     given: dict[str, object] = {
         "explainer__provider": provider, "explainer__model": SERVED[provider],
-        "explainer__base_url": getattr(server, provider), "llm__timeout_s": 5, "llm__tries": 3,
+        "explainer__base_url": getattr(server, provider), "llm__timeout_s": 60, "llm__tries": 3,
     }  # fmt: skip
     settings = config.load(None, quick_overrides(tiny, results, **(given | changes)))
     with Store.create(settings.database) as store, Bar(enabled=False) as bar:

@@ -41,7 +41,7 @@ def opened() -> Iterator[Opener]:
     made: list[tuple[Door, Store]] = []
 
     def make(**llm: Any) -> Door:
-        llm = {"timeout_s": 5, "tries": 6} | llm
+        llm = {"timeout_s": 60, "tries": 6} | llm
         store = Store.memory()
         door = Door(store, config.load(None, [f"llm.{key}={value}" for key, value in llm.items()]))
         made.append((door, store))
@@ -204,7 +204,7 @@ def test_a_server_that_knows_no_optional_part_is_asked_without(opened: Opener, p
 @pytest.mark.parametrize("kind", [*FAILURES, "503", "429-date"])
 def test_a_failure_that_passes_is_tried_again(opened: Opener, provider: str, kind: str) -> None:
     with Server(plan=lambda asked: kind if asked.number < 2 else "ok") as server:
-        door = opened(timeout_s=0.5 if kind == "hang" else 5)
+        door = opened(timeout_s=0.5 if kind == "hang" else 60)
         found = answers(door, jobs(model(server, provider), 1))
         (row,) = calls(door)
     assert (found[0].status, found[0].value) == ("ok", "label n0")
@@ -240,7 +240,7 @@ def test_there_are_never_more_in_flight_than_allowed_and_refusals_lower_it(opene
 def test_a_third_of_all_calls_failing_every_job_ends_with_a_label_or_a_reason(opened: Opener, provider: str) -> None:
     kinds = (*FAILURES, *BAD_REPLIES)
     with Server(latency_s=0.01, limit=64, plan=fails(0.3, kinds), retry_after="0.05") as server:
-        door = opened(timeout_s=1, tries=10)
+        door = opened(timeout_s=4, tries=10)
         found = answers(door, jobs(model(server, provider), 200))
         rows = {row.call_id: row for row in calls(door)}
     assert sorted(found) == list(range(200))

@@ -27,7 +27,7 @@ from autointerp.store import Store
 
 provider, base_url, path = sys.argv[1:4]
 model = Model(provider, "gpt-6-luna", base_url)
-settings = config.load(None, ["llm.max_in_flight=8", "llm.timeout_s=1", "llm.tries=12"])
+settings = config.load(None, ["llm.max_in_flight=8", "llm.timeout_s=4", "llm.tries=12"])
 with Store.create(Path(path)) as store:
     jobs = (Job(Request(model, (("system", "s"), ("user", f"n{i}")), 16), f"test {i}", str) for i in range(150))
     for job, answer in Door(store, settings).ask(jobs):

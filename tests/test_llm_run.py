@@ -38,7 +38,7 @@ def results(tiny: dict[str, Path], tmp_path: Path) -> Path:
 
 def asking(tiny: dict[str, Path], results: Path, **changes: object) -> list[str]:
     """--set options of a run that asks a model."""
-    given: dict[str, object] = {"explainer__methods": '["llm"]', "llm__timeout_s": 5, "llm__tries": 3}
+    given: dict[str, object] = {"explainer__methods": '["llm"]', "llm__timeout_s": 60, "llm__tries": 3}
     return sets(quick_overrides(tiny, results, **(given | changes)))
 
 

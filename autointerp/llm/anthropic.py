@@ -38,6 +38,7 @@ class AnthropicChat:
         self.client = anthropic.AsyncAnthropic(
             api_key=key, base_url=model.base_url or HOME, max_retries=0, timeout=None
         )
+        self.chats = self.client.messages  # the SDK imports it at its first use: not in the time of the first attempts
 
     def parts(self, sent: Sent) -> set[str]:
         """The optional parts of this request."""
@@ -56,7 +57,7 @@ class AnthropicChat:
             body["thinking"] = {"type": "disabled"}
         if "schema" in parts:
             body["output_config"] = {"format": {"type": "json_schema", "schema": json.loads(request.schema or "{}")}}
-        found = await self.client.messages.create(
+        found = await self.chats.create(
             model=self.model.name, max_tokens=request.max_new_tokens, messages=[], extra_body=body
         )
         return self._read(found)

@@ -39,6 +39,8 @@ class OpenAIChat:
         self.judge = Judge(openai, model, key, OPTIONAL)
         # No retries and no timeouts of the SDK's: `online` has its own.
         self.client = openai.AsyncOpenAI(api_key=key, base_url=model.base_url or HOME, max_retries=0, timeout=None)
+        # The SDK imports a resource at its first use: now, not in the time that the first attempts may take.
+        self.chats, self.prompts = self.client.chat.completions, self.client.completions
 
     def parts(self, sent: Sent) -> set[str]:
         """The optional parts of this request."""
@@ -69,7 +71,7 @@ class OpenAIChat:
             body["response_format"] = {
                 "type": "json_schema", "json_schema": {"name": "reply", "schema": schema, "strict": True}
             }  # fmt: skip
-        found = await self.client.chat.completions.create(model=self.model.name, messages=[], extra_body=body)
+        found = await self.chats.create(model=self.model.name, messages=[], extra_body=body)
         return self._read(found, parts)
 
     def _read(self, found: Any, parts: set[str]) -> Reply:
@@ -98,7 +100,7 @@ class OpenAIChat:
         """What a server that reads prompts says of one."""
         body = completions.body(reading, parts)
         try:
-            found = await self.client.completions.create(model=self.model.name, prompt="", extra_body=body)
+            found = await self.prompts.create(model=self.model.name, prompt="", extra_body=body)
         except self.judge.sdk.APIStatusError as error:
             problem = self.judge.read(error, parts)
             if isinstance(problem, UserError | BadRequest) and completions.UNFIT.search(str(problem)):

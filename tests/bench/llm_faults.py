@@ -98,7 +98,7 @@ def options(tiny: dict[str, Path], results: Path, server: Server, **changes: obj
     given: dict[str, object] = {
         "explainer__methods": '["mined", "marks"]', "simulator__kind": "chat", "simulator__proxy": "pattern",
         "simulator__passages": 12, "judge__kinds": '["detection", "fuzzing"]', "judge__chooses": "true",
-        "llm__max_in_flight": IN_FLIGHT, "llm__timeout_s": 2, "llm__tries": 12,
+        "llm__max_in_flight": IN_FLIGHT, "llm__timeout_s": 4, "llm__tries": 12,
     }  # fmt: skip
     for section, provider in MODELS.items():
         given |= {
