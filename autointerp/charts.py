@@ -172,8 +172,8 @@ def agreement(points: Sequence[Point]) -> Agreement:
     rim = 0.05 * ((high - low) or 1.0)
     low, high = low - rim, high + rim
     x, y = _scale(low, high, LEFT, WIDTH - RIGHT), _scale(low, high, HEIGHT - BOTTOM, TOP)
-    step = 10.0 ** math.floor(math.log10((high - low) / 3))
-    step = next(step * head for head in (1, 2, 5, 10) if (high - low) / (step * head) <= 6)
+    step = 10.0 ** math.floor(math.log10((high - low) / 7))
+    step = next(step * head for head in (1, 2, 5, 10) if (high - low) / (step * head) <= 7)
     places = [n * step for n in range(math.ceil(low / step), int(high // step) + 1)]
     marks = [(at, f"{at:.3g}".replace("-", "−")) for at in places]
     dots = [Point(round(x(p.x), 1), round(y(p.y), 1), p.kind, p.title) for p in points]

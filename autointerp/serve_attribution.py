@@ -19,10 +19,12 @@ from autointerp.report import Reading
 from autointerp.serve_pages import SOON_S, Site, one_line
 from autointerp.serve_values import link
 from autointerp.shelf import Book
+from autointerp.store_attribution import heaviest
 from autointerp.tally import Bar
 from autointerp.working import Job
 
 LONGEST_TARGET = 100  # characters
+HEAVIEST = 5  # tokens that stand for a feature without a label
 GLANCE_S = 0.2  # waited for a check that is under way: what is known is shown meanwhile
 
 
@@ -87,16 +89,17 @@ class AttributionPage:
         asked = Asked.of(request.query_params)
         with self.site.shelf.open() as book:
             reading = book.reading(asked.dictionary)
-        known, seen, problem = self._known(asked, reading), None, ""
+        known, seen, tokens, problem = self._known(asked, reading), None, dict[int, list[str]](), ""
         with self.site.shelf.open() as book:
             try:
                 if known.found is not None:
                     seen = _shown(known.found, asked, book)
+                    tokens = _tokens(seen, reading, book)
             except ConfigError as reason:
                 problem = one_line(reason)
             return self.site.render(
                 "attribute", book, asked=asked, problem=known.problem or problem, job=known.job and known.job.bar,
-                shown=seen, checking=known.checking and known.checking.bar, unchecked=known.unchecked,
+                shown=seen, tokens=tokens, checking=known.checking and known.checking.bar, unchecked=known.unchecked,
                 reading=reading, longest=firing.LONGEST, longest_target=LONGEST_TARGET, checked=CHECKED,
                 loaded=self.site.loaded.has(_wanted(reading)),
             )  # fmt: skip
@@ -144,6 +147,14 @@ def _shown(explained: Explained, asked: Asked, book: Book) -> Shown:
     ids = [f"{explained.dictionary}/{feature}" for feature in features_of(explained.found)]
     lines = {key: line for key, line in book.catalog.labels(ids).items() if line.label is not None}
     return shown(explained, lines, at)
+
+
+def _tokens(seen: Shown, reading: Reading, book: Book) -> dict[int, list[str]]:
+    """Heaviest tokens of the listed features that have no label, by feature."""
+    pieces = book.libraries[reading.run.dictionary].texts.pieces
+    wanted = sorted({row.pair.feature for row in seen.rows if row.line is None})
+    found = heaviest(book.store, reading.run.collection_id, wanted, HEAVIEST)
+    return {feature: [pieces.get(i, b"").decode("utf-8", "replace") for i in ids] for feature, ids in found.items()}
 
 
 def _whole(name: str, text: str) -> int | None:
