@@ -12,18 +12,19 @@ import pytest
 from markupsafe import escape
 from starlette.testclient import TestClient
 
-from autointerp import attribute, attribution, charts, firing, report, serve
+from autointerp import attribute, attribution, charts, config, firing, report, serve
 from autointerp.attribute import Attribution, Check, Pair, Target
 from autointerp.attribution import Attributor, Explained
 from autointerp.attribution_shown import AT, LABELLED, ROWS, shown
 from autointerp.config import Settings
 from autointerp.page import figure
+from autointerp.pipeline import Pipeline, prepare
 from autointerp.report import Reading
 from autointerp.show import visible
 from autointerp.store import Store
 from autointerp.store_catalog import Line
 from autointerp.tally import Bar
-from tests.conftest import write_dictionary
+from tests.conftest import tiny_overrides, write_corpus, write_dictionary
 from tests.served import HOSTILE, hostile_run
 from tests.test_hidden_space import PLACES
 from tests.test_page import Tags
@@ -226,6 +227,28 @@ def test_a_copy_that_leads_nowhere_is_said(tiny: dict[str, Path], tmp_path: Path
     run_all(settings)
     client = TestClient(serve.application(settings.folder, PORT), base_url=f"http://127.0.0.1:{PORT}")
     assert "a copy (rms)" in problem(answered(client, text=TEXT))
+
+
+def test_each_dictionary_of_a_run_is_asked_for_by_name(tiny: dict[str, Path], tmp_path: Path) -> None:
+    places = {"deep": "model.layers.1", "shallow": "model.layers.0"}
+    file = tmp_path / "two.toml"
+    file.write_text("\n".join(
+        f"[[dictionary]]\nsource = '{write_dictionary(tmp_path / name, seed=i)}'\nhookpoint = '{place}'\ncheck = 'off'"
+        for i, (name, place) in enumerate(places.items())
+    ))  # fmt: skip
+    corpus = write_corpus(tmp_path / "corpus", documents=12)
+    given = [x for x in tiny_overrides(tiny | {"corpus": corpus}, tmp_path) if not x.startswith("dictionary.")]
+    settings = config.load(file, given)
+    with Store.create(settings.database) as store:
+        Pipeline(store, prepare(settings), Bar(), print).collect()  # nothing is labelled yet
+        known = {reading.run.dictionary: Attributor(reading) for reading in report.read_all(store)}
+    client = TestClient(serve.application(settings.folder, PORT), base_url=f"http://127.0.0.1:{PORT}")
+    for name, attributor in known.items():
+        html = answered(client, text=TEXT, dictionary=name)
+        assert f'<option value="{name}" selected>' in html and f"at <code>{attributor.hookpoint}</code>" in html
+        pair = attributor.explain(TEXT, QUIET, None, None, 0).found.pairs[0]
+        assert listed(html)[0][:2] == (figure(pair.contribution, "+.3f"), str(pair.feature))
+        assert "heaviest on" in html
 
 
 # -- text stays text ---------------------------------------------------------------------------------------------------

@@ -53,7 +53,7 @@
   };
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.matches("input, select, textarea")) {
+    if (event.target.matches("input:not([type=radio]), select, textarea")) {
       if (event.key === "Escape") event.target.blur();
       return;
     }
