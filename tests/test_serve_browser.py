@@ -134,7 +134,7 @@ def test_a_reader_asks_what_a_prediction_is_made_of(browser: Any, address: str) 
         tokens = page.get_by_role("radio")
         last = tokens.count() - 1
         chosen = int(page.url.rpartition("at=")[2])
-        assert page.evaluate("document.activeElement.value") == str(chosen)  # the arrows go on from here
+        page.wait_for_function("number => document.activeElement.value === number", arg=str(chosen))  # arrows go on from here
         page.keyboard.press("ArrowLeft")
         page.wait_for_url(f"**&at={(chosen - 1) % (last + 1)}")
         page.keyboard.press("k" if chosen - 1 == last else "j")
