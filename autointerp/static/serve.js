@@ -30,7 +30,9 @@
       });
     }
   }
-  document.addEventListener("change", (event) => {  // a token of an attributed text is chosen
+  // A token of an attributed text is chosen, and the arrows go on from it. An address of a part of the page leads there.
+  if (!location.hash) document.querySelector(".pick :checked")?.focus();
+  document.addEventListener("change", (event) => {
     if (event.target.name === "at") event.target.form.requestSubmit();
   });
   addEventListener("pageshow", () => {  // back from another page: fields that were left out can be used again
