@@ -59,7 +59,7 @@ class Stage(Row):
 
     table: ClassVar[str] = "stage"
     run_id: Annotated[str, "the run that was asked for"]
-    stage: Annotated[str, "collect, import, explain, simulate, score, judge, report, export"]
+    stage: Annotated[str, "collect, import, relate, lens, explain, simulate, score, judge, categories"]
     seconds: Annotated[float, "wall-clock time"]
     tokens: Annotated[int, "tokens that the stage processed: subject tokens, or passage tokens predicted"]
     ok: Annotated[int, "units of work that ended well"]
@@ -358,6 +358,19 @@ class Verdict(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class Grouped(Row):
+    """The category that a chosen label belongs to by its meaning. Made anew, as a whole, when a run's labels change."""
+
+    table: ClassVar[str] = "category"
+    run_id: Annotated[str, "the run whose labels were grouped; with several dictionaries all were grouped together"]
+    grouping_id: Annotated[str, "hash of the labels that were grouped, the encoder, and the version of the grouping"]
+    feature: Annotated[int, "the feature"]
+    explanation_id: Annotated[str, "its chosen label"]
+    category: Annotated[str, "name of the category: its most central labels"]
+    similarity: Annotated[float, "cosine of the label to the mean of its category's different labels"]
+
+
+@dataclass(frozen=True, slots=True)
 class Certified(Row):
     """What a simulator was found able to do on planted truth: `autointerp certify --simulator`."""
 
@@ -399,5 +412,5 @@ class Call(Row):
 
 TABLES: tuple[type[Row], ...] = (
     Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel, Neighbour, Lens,
-    Explanation, LabelEdit, Draw, Simulation, Judgement, Score, Verdict, Certified, Call,
+    Explanation, LabelEdit, Draw, Simulation, Judgement, Score, Verdict, Grouped, Certified, Call,
 )  # fmt: skip
