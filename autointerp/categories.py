@@ -34,6 +34,7 @@ MOST = 60  # categories, however many labels there are: a list that can still be
 GROUPED = 4096  # labels that are grouped, evenly drawn from all in order; pairs of them have to fit into memory
 VERSION = 1  # raised when the same labels would be grouped, or called, otherwise
 NAMES = 2  # central labels that a category is called by
+CALLED = 80  # characters of each of them
 UNLABELLED = "no labels to group: expected a run with labelled features; `autointerp run` makes them"
 
 
@@ -84,7 +85,8 @@ def categories(readings: Sequence[Reading], vectors: Vectors, n: int | None = No
 
 def known(readings: Sequence[Reading], store: Store) -> list[Category]:
     """The categories that a run keeps, of the labels in these readings, the largest first; [] where it keeps none."""
-    cosine = {key: value for reading in readings for key, value in similarities(store, reading.run.run_id).items()}
+    groupings = {reading.run.grouping_id for reading in readings}  # one, unless a dictionary has no label
+    cosine = {key: value for grouping in groupings for key, value in similarities(store, grouping).items()}
     found: dict[str, list[tuple[float, str, Label]]] = {}
     for label in (label for reading in readings for label in reading.labels):
         if label.category is not None and label.label is not None and label.explanation_id is not None:
@@ -148,7 +150,14 @@ def group(points: F32, n: int) -> list[list[int]]:
 def _kind(texts: Sequence[str], points: F32) -> Kind:
     cosine = points @ _unit(points.sum(axis=0))
     order = np.argsort(-cosine, kind="stable").tolist()
-    return Kind(" / ".join(texts[i] for i in order[:NAMES]), [texts[i] for i in order], cosine[order].tolist())
+    name = " / ".join(_called(texts[i]) for i in order[:NAMES])
+    return Kind(name, [texts[i] for i in order], cosine[order].tolist())
+
+
+def _called(label: str) -> str:
+    """A label as part of a name: it stands in addresses, lists and tables, so it is one line that can be printed."""
+    text = " ".join(printable(label).split()) or "(empty)"
+    return text if len(text) <= CALLED else text[: CALLED - 1] + "…"
 
 
 def _unit(vector: F32) -> F32:

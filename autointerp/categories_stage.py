@@ -1,7 +1,7 @@
 """Categories as the last step of a run: every chosen label in one. -> category
 
-Categories depend on all labels of a run together, so one label more may move others; the rows are then written anew as
-a whole. Readers read the table: what an encoder says is asked once, here.
+Categories depend on all labels of a run together, so one label more may move others: a grouping is written as a
+whole, under the hash of its labels, and the run says which is its own. Readers read the table and ask no encoder.
 """
 
 import time
@@ -15,14 +15,14 @@ from autointerp import categories, label_vectors
 from autointerp.rows import Explanation, Grouped, Run
 from autointerp.simulators.encoder import PACKAGED_ENCODER
 from autointerp.store import Store
-from autointerp.store_categories import groupings, regroup
+from autointerp.store_categories import grouped, regroup
 from autointerp.tally import Bar, Tally
 
 
 def pending(store: Store, runs: Sequence[Run]) -> bool:
     """Whether the chosen labels of these runs are not grouped as they are now."""
     labels = _labels(store, runs)
-    return bool(labels) and groupings(store, [run.run_id for run in runs]) != {_grouping_id(labels)}
+    return bool(labels) and {run.grouping_id for run in runs} != {_grouping_id(labels)}
 
 
 def run(store: Store, runs: Sequence[Run], bar: Bar) -> Tally:
@@ -32,16 +32,20 @@ def run(store: Store, runs: Sequence[Run], bar: Bar) -> Tally:
     """
     started, tally = time.perf_counter(), Tally("categories")
     labels, ids = _labels(store, runs), [run.run_id for run in runs]
-    grouping_id = _grouping_id(labels)
-    if not labels or groupings(store, ids) == {grouping_id}:
+    if not labels:
         return tally
-    found = categories.kinds([text for _, _, text in labels], vectors(store.path.parent if store.path else None, bar))
+    grouping_id = _grouping_id(labels)
+    if grouped(store, grouping_id):
+        regroup(store, ids, grouping_id, [])
+        return tally
+    texts = [text for _, text in labels]
+    found = categories.kinds(texts, vectors(store.path.parent if store.path else None, bar))
     of = {
         text: (kind.name, cosine)
         for kind in found for text, cosine in zip(kind.texts, kind.similarity, strict=True)
     }  # fmt: skip
-    regroup(store, ids, [
-        Grouped(run_id, grouping_id, label.feature, label.explanation_id, *of[text]) for run_id, label, text in labels
+    regroup(store, ids, grouping_id, [
+        Grouped(grouping_id, label.feature, label.explanation_id, *of[text]) for label, text in labels
     ])  # fmt: skip
     tally.ok, tally.note = len(labels), f"{len(found)} categories"
     tally.seconds = time.perf_counter() - started
@@ -67,10 +71,10 @@ def vectors(folder: Path | None, bar: Bar) -> categories.Vectors:
     return asked
 
 
-def _labels(store: Store, runs: Sequence[Run]) -> list[tuple[str, Explanation, str]]:
-    """Run, chosen candidate and its text, of every feature that has one."""
-    return [(run.run_id, e, e.label) for run in runs for e in store.chosen(run) if e.label is not None]
+def _labels(store: Store, runs: Sequence[Run]) -> list[tuple[Explanation, str]]:
+    """The chosen candidate and its text, of every feature that has one."""
+    return [(e, e.label) for run in runs for e in store.chosen(run) if e.label is not None]
 
 
-def _grouping_id(labels: Sequence[tuple[str, Explanation, str]]) -> str:
-    return categories.grouping_id(((e.explanation_id, text) for _, e, text in labels), PACKAGED_ENCODER)
+def _grouping_id(labels: Sequence[tuple[Explanation, str]]) -> str:
+    return categories.grouping_id(((e.explanation_id, text) for e, text in labels), PACKAGED_ENCODER)

@@ -233,10 +233,10 @@ STEPS: tuple[tuple[str, str], ...] = (
         "m013_categories",
         """
         CREATE TABLE category (
-            run_id VARCHAR NOT NULL, grouping_id VARCHAR NOT NULL, feature INTEGER NOT NULL,
-            explanation_id VARCHAR NOT NULL, category VARCHAR NOT NULL,
-            similarity DOUBLE NOT NULL CHECK (similarity BETWEEN -1.001 AND 1.001)
+            grouping_id VARCHAR NOT NULL, feature INTEGER NOT NULL, explanation_id VARCHAR NOT NULL,
+            category VARCHAR NOT NULL, similarity DOUBLE NOT NULL CHECK (similarity BETWEEN -1.001 AND 1.001)
         );
+        ALTER TABLE run ADD COLUMN grouping_id VARCHAR;
         """,
     ),
 )

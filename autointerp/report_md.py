@@ -50,7 +50,7 @@ def render(reading: Reading) -> str:
         shown = list(s["categories"].items())[:SHOWN]
         more = f" (the largest {SHOWN} of {len(s['categories'])})" if len(s["categories"]) > SHOWN else ""
         parts += _table(f"Categories{more}", ("category", "labels", "mean r_rank", "n"), (
-            (_cut(name), f"{x['labels']:,}", number(x["mean"]), f"{x['n']:,}") for name, x in shown
+            (name, f"{x['labels']:,}", number(x["mean"]), f"{x['n']:,}") for name, x in shown
         ))  # fmt: skip
     # Of a small run the two tables together are all of it, and no label stands in both.
     half = min(SHOWN, -(-len(graded) // 2))
@@ -65,15 +65,12 @@ def render(reading: Reading) -> str:
 
 
 def _row(label: Label) -> tuple[str, ...]:
+    text = label.label or ""
     return (
-        str(label.feature), _cut(label.label or ""),
+        str(label.feature), text if len(text) <= LABEL else text[:LABEL] + "…",
         (label.verdict or "-").replace("_", " "), number(label.r_rank),
         f"{number(label.r_rank_lo)} to {number(label.r_rank_hi)}", number(label.r_tok), number(label.lift, "+.2f"),
     )  # fmt: skip
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= LABEL else text[:LABEL] + "…"
 
 
 def _table(title: str, header: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:

@@ -47,6 +47,9 @@ class Run(Row):
     detector_id: Annotated[
         str | None, "judge whose detection_f1 on select chooses the label, before r_rank; NULL: r_rank alone"
     ] = None
+    grouping_id: Annotated[
+        str | None, "categories of its chosen labels, all dictionaries together; NULL: not grouped"
+    ] = None
 
     def grader(self, split: Split) -> str:
         """The id of the simulator that grades on a split."""
@@ -359,10 +362,9 @@ class Verdict(Row):
 
 @dataclass(frozen=True, slots=True)
 class Grouped(Row):
-    """The category that a chosen label belongs to by its meaning. Made anew, as a whole, when a run's labels change."""
+    """The category that a chosen label belongs to by its meaning, among the labels that it was grouped with."""
 
     table: ClassVar[str] = "category"
-    run_id: Annotated[str, "the run whose labels were grouped; with several dictionaries all were grouped together"]
     grouping_id: Annotated[str, "hash of the labels that were grouped, the encoder, and the version of the grouping"]
     feature: Annotated[int, "the feature"]
     explanation_id: Annotated[str, "its chosen label"]

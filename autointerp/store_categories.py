@@ -1,4 +1,4 @@
-"""SQL of the table category: which label is in which category."""
+"""SQL of the table category: which label is in which category. A run says by `grouping_id` which rows are its own."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,26 @@ from autointerp.rows import Grouped
 from autointerp.store import Store
 
 
-def groupings(store: Store, run_ids: Sequence[str]) -> set[str]:
-    """Ids of the groupings that these runs keep: one for all of them, none where nothing was grouped."""
-    rows = store.db.execute(
-        "SELECT DISTINCT grouping_id FROM category WHERE run_id IN (SELECT unnest(?))", [list(run_ids)]
-    ).fetchall()
-    return {grouping for (grouping,) in rows}
+def grouped(store: Store, grouping_id: str) -> bool:
+    """Whether there are rows of this grouping."""
+    rows = store.db.execute("SELECT count(*) > 0 FROM category WHERE grouping_id = ?", [grouping_id]).fetchall()
+    return bool(rows[0][0])
 
 
-def regroup(store: Store, run_ids: Sequence[str], rows: Sequence[Grouped]) -> None:
-    """Put these rows in the place of what the runs kept."""
+def regroup(store: Store, run_ids: Sequence[str], grouping_id: str, rows: Sequence[Grouped]) -> None:
+    """From now on this is the grouping of these runs; `rows` are its own where it has none yet. What no run refers to
+    any more is deleted."""
     with store.transaction():
-        store.db.execute("DELETE FROM category WHERE run_id IN (SELECT unnest(?))", [list(run_ids)])
+        store.db.execute(
+            "UPDATE run SET grouping_id = ? WHERE run_id IN (SELECT unnest(?))", [grouping_id, list(run_ids)]
+        )
+        store.db.execute(
+            "DELETE FROM category WHERE grouping_id NOT IN (SELECT grouping_id FROM run WHERE grouping_id IS NOT NULL)"
+        )
         store.add(rows)
 
 
-def similarities(store: Store, run_id: str) -> dict[str, float]:
+def similarities(store: Store, grouping_id: str | None) -> dict[str, float]:
     """Explanation -> cosine to the mean of its category."""
-    rows = store.db.execute("SELECT explanation_id, similarity FROM category WHERE run_id = ?", [run_id]).fetchall()
-    return dict(rows)
+    rows = store.db.execute("SELECT explanation_id, similarity FROM category WHERE grouping_id = ?", [grouping_id])
+    return dict(rows.fetchall())

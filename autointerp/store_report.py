@@ -58,7 +58,8 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Tabl
             WHERE collection_id = $collection
         ),
         grouped AS (
-            SELECT explanation_id, category FROM category SEMI JOIN chosen USING (explanation_id) WHERE run_id = $run
+            SELECT explanation_id, category FROM category SEMI JOIN chosen USING (explanation_id)
+            WHERE grouping_id = $grouping AND feature IN (FROM selected)
         )
         SELECT selected.feature, chosen.explanation_id, chosen.label, chosen.method, chosen.model, chosen.author,
                failed.failed,
@@ -70,7 +71,7 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Tabl
         ORDER BY selected.feature
         """,
         params=chosen_parameters(run) | {
-            "grader": run.simulator_id, "thresholds": thresholds_id, "n_tokens": n_tokens, "run": run.run_id,
+            "grader": run.simulator_id, "thresholds": thresholds_id, "n_tokens": n_tokens, "grouping": run.grouping_id,
         },
     ).to_arrow_table()  # fmt: skip
 

@@ -410,4 +410,4 @@ def test_a_subject_of_another_family_runs_the_whole_main_job(
     assert hookpoint == canonical
     ((n,),) = query(settings.database, "SELECT count(*) FROM score WHERE metric = 'r_rank' AND value IS NOT NULL")
     assert n > 0
-    assert [line.split(": ")[1] for line in run_all(settings)] == ["nothing pending"] * 8
+    assert [line.split(": ")[1] for line in run_all(settings)] == ["nothing pending"] * 9
