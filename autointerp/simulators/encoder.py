@@ -34,7 +34,7 @@ def load_encoder(name: str) -> "tuple[Any, PreTrainedTokenizerBase]":
     """
     from transformers import AutoModel, AutoTokenizer
 
-    from autointerp.subject import quiet_transformers  # torch takes seconds; a name of an encoder needs none
+    from autointerp.subject import quiet_transformers
 
     where = resolve_encoder(name)
     try:
