@@ -28,6 +28,7 @@ SCHEMA = pa.schema([
     pa.field("feature_id", pa.string(), nullable=False, metadata={"doc": "dictionary/index"}),
     pa.field("feature", pa.int32(), nullable=False, metadata={"doc": "index within the dictionary"}),
     pa.field("label", pa.string(), metadata={"doc": "the chosen label; null where there is none (see reason)"}),
+    pa.field("category", pa.string(), metadata={"doc": "group of labels alike in meaning; null: not grouped"}),
     pa.field("verdict", pa.string(), metadata={"doc": "what is the matter with the label: good, too_broad, ..."}),
     pa.field("evidence", pa.string(), metadata={"doc": "JSON: the numbers that decided it, and passages that show it"}),
     pa.field("r_rank", pa.float64(), metadata={"doc": "Pearson over strata A+B+C of the score split"}),

@@ -229,4 +229,14 @@ STEPS: tuple[tuple[str, str], ...] = (
         );
         """,
     ),
+    (
+        "m013_categories",
+        """
+        CREATE TABLE category (
+            grouping_id VARCHAR NOT NULL, feature INTEGER NOT NULL, explanation_id VARCHAR NOT NULL,
+            category VARCHAR NOT NULL, similarity DOUBLE NOT NULL CHECK (similarity BETWEEN -1.001 AND 1.001)
+        );
+        ALTER TABLE run ADD COLUMN grouping_id VARCHAR;
+        """,
+    ),
 )

@@ -1,8 +1,8 @@
 """The order of the stages, and what is checked before any of them works.
 
 `autointerp run` = collect -> relate -> lens -> explain -> [simulate(select) -> score(select) -> revise] x rounds ->
-simulate(select) -> score(select) -> simulate(score) -> score(score) -> report, export; judges, where they are asked
-for, follow each score.
+simulate(select) -> score(select) -> simulate(score) -> score(score) -> categories -> report, export; judges, where they
+are asked for, follow each score.
 Stages do not know one another; what passes between them are tables.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
+from autointerp import categories_stage as grouping
 from autointerp import check, collect, corpus, edits, explainers, judge, lens, prompts, relate, score, simulate, targets
 from autointerp import lens_stage as lenses
 from autointerp import people as persons
@@ -20,7 +21,7 @@ from autointerp import population as populations
 from autointerp import store_people as labels_of_people
 from autointerp.config import ModelSection, Settings, model_of
 from autointerp.corpus import Shard
-from autointerp.errors import StoreError
+from autointerp.errors import ConfigError, StoreError
 from autointerp.explain import Explaining
 from autointerp.explainers import Shown
 from autointerp.grading import Grading, Opens
@@ -187,6 +188,19 @@ class Pipeline:
                 labelling.simulate(split)
                 labelling.score(split)
                 labelling.judge(split)
+        self.categories()
+
+    def categories(self) -> Tally | None:
+        """The labels of all dictionaries by meaning; None, and the reason said, where there is no encoder to ask.
+
+        Nothing else needs them, so that is no error.
+        """
+        try:
+            tally = grouping.run(self.store, [labelling.asked for labelling in self.labellings], self.bar)
+        except ConfigError as problem:
+            self.say(f"categories: left out: {problem}")
+            return None
+        return self.log(tally, self.labellings[0].asked)
 
     def log(self, tally: Tally, asked: Run) -> Tally:
         """Say how a stage ended, keep it in the store, and let readers see what it wrote."""

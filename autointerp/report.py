@@ -72,6 +72,7 @@ class Label:
     author: str | None = None  # of a label from outside: whoever says so, "" for nobody; None: an explainer made it
     up: int = 0  # votes for the label
     down: int = 0  # votes against it
+    category: str | None = None  # name of the labels that mean something like it; None: not grouped
 
     @property
     def evidence(self) -> dict[str, Any]:
@@ -155,6 +156,7 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
     features, density = run.features or [], found.density.tolist()
     voted = votes(store, dictionary)
     labels: list[Label] = []
+    same: dict[str | None, str | None] = {}  # the name of a category once, and not once for each of its labels
     for start in range(0, len(features), CHUNK_LABELS):
         part = replace(run, features=features[start : start + CHUNK_LABELS])
         columns = store_report.graded(store, part, by, OWN_TOKENS).to_pydict()
@@ -169,6 +171,7 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
                 numbers={metric: columns[metric][i] for metric in METRICS if metric not in FIELDS},
                 n_passages=columns["n"][i] or 0, quotes=_quotes(label, {words_of[token] for token in tokens}),
                 explanation_id=columns["explanation_id"][i], author=columns["author"][i],
+                category=same.setdefault(columns["category"][i], columns["category"][i]),
                 **voted.get((feature, label or ""), Votes())._asdict(),
             ))  # fmt: skip
     return labels
@@ -235,6 +238,7 @@ def _summary(
         "null": _mean_and_n([label.null for label in eligible]),
         "beats_lookup": sum((label.lift or 0.0) > 0 for label in eligible),
         "by_explainer": _by_explainer(store, run, [label.feature for label in eligible]),
+        "categories": _categories(labels),
         "judges": _judges(judged, labels),
         "chosen_by": _chosen_by(store, run, labels),
         "population": found.counts,
@@ -249,6 +253,16 @@ def _counts(labels: list[Label]) -> dict[str, int]:
     """Labels by verdict; `unjudged` are those of features without a label, or without a grade yet."""
     counts = Counter(label.verdict or "unjudged" for label in labels)
     return {word: counts[word] for word in (*verdicts.WORDS, "unjudged") if counts[word]}
+
+
+def _categories(labels: list[Label]) -> dict[str, dict[str, Any]]:
+    """Category -> its labels, how many of them are graded, and their mean; the largest first, {} where none is kept."""
+    found: dict[str, list[float | None]] = {}
+    for label in labels:
+        if label.category is not None:
+            found.setdefault(label.category, []).append(label.r_rank)
+    by_size = sorted(found.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+    return {name: {"labels": len(grades)} | _mean_and_n(grades) for name, grades in by_size}
 
 
 def _by_explainer(store: Store, run: Run, eligible: list[int]) -> dict[str, dict[str, Any]]:

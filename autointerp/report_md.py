@@ -46,6 +46,12 @@ def render(reading: Reading) -> str:
         parts += _table("Explainers", ("explainer", "mean r_rank", "n", "labelled"), (
             (name, number(e["mean"]), f"{e['n']:,}", f"{e['labelled']:,}") for name, e in s["by_explainer"].items()
         ))  # fmt: skip
+    if s["categories"]:
+        shown = list(s["categories"].items())[:SHOWN]
+        more = f" (the largest {SHOWN} of {len(s['categories'])})" if len(s["categories"]) > SHOWN else ""
+        parts += _table(f"Categories{more}", ("category", "labels", "mean r_rank", "n"), (
+            (name, f"{x['labels']:,}", number(x["mean"]), f"{x['n']:,}") for name, x in shown
+        ))  # fmt: skip
     # Of a small run the two tables together are all of it, and no label stands in both.
     half = min(SHOWN, -(-len(graded) // 2))
     worst = graded[half:][-SHOWN:]

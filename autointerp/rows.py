@@ -47,6 +47,9 @@ class Run(Row):
     detector_id: Annotated[
         str | None, "judge whose detection_f1 on select chooses the label, before r_rank; NULL: r_rank alone"
     ] = None
+    grouping_id: Annotated[
+        str | None, "categories of its chosen labels, all dictionaries together; NULL: not grouped"
+    ] = None
 
     def grader(self, split: Split) -> str:
         """The id of the simulator that grades on a split."""
@@ -59,7 +62,7 @@ class Stage(Row):
 
     table: ClassVar[str] = "stage"
     run_id: Annotated[str, "the run that was asked for"]
-    stage: Annotated[str, "collect, import, explain, simulate, score, judge, report, export"]
+    stage: Annotated[str, "collect, import, relate, lens, explain, simulate, score, judge, categories"]
     seconds: Annotated[float, "wall-clock time"]
     tokens: Annotated[int, "tokens that the stage processed: subject tokens, or passage tokens predicted"]
     ok: Annotated[int, "units of work that ended well"]
@@ -358,6 +361,18 @@ class Verdict(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class Grouped(Row):
+    """The category that a chosen label belongs to by its meaning, among the labels that it was grouped with."""
+
+    table: ClassVar[str] = "category"
+    grouping_id: Annotated[str, "hash of the labels that were grouped, the encoder, and the version of the grouping"]
+    feature: Annotated[int, "the feature"]
+    explanation_id: Annotated[str, "its chosen label"]
+    category: Annotated[str, "name of the category: its most central labels"]
+    similarity: Annotated[float, "cosine of the label to the mean of its category's different labels"]
+
+
+@dataclass(frozen=True, slots=True)
 class Certified(Row):
     """What a simulator was found able to do on planted truth: `autointerp certify --simulator`."""
 
@@ -399,5 +414,5 @@ class Call(Row):
 
 TABLES: tuple[type[Row], ...] = (
     Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel, Neighbour, Lens,
-    Explanation, LabelEdit, Draw, Simulation, Judgement, Score, Verdict, Certified, Call,
+    Explanation, LabelEdit, Draw, Simulation, Judgement, Score, Verdict, Grouped, Certified, Call,
 )  # fmt: skip

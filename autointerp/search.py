@@ -30,6 +30,7 @@ class Filter:
     kinds: frozenset[str] = frozenset()
     method: str | None = None
     density: tuple[float, float] = (0.0, 1.0)
+    category: str | None = None  # a part of its name, case aside
 
     def __post_init__(self) -> None:
         for what, asked, known in (("verdict", self.verdicts, WORDS), ("kind", self.kinds, KINDS)):
@@ -44,7 +45,24 @@ class Filter:
             and (not self.kinds or label.kind in self.kinds)
             and (self.method is None or label.method == self.method)
             and low <= label.density <= high
+            and (self.category is None or self._named(label.category))
         )
+
+    def _named(self, category: str | None) -> bool:
+        return category is not None and (self.category or "").casefold() in category.casefold()
+
+    def check(self, readings: Sequence[Reading]) -> None:
+        """Raises ConfigError for a category that these readings do not have."""
+        if self.category is None:
+            return
+        known = {label.category: None for reading in readings for label in reading.labels if label.category is not None}
+        if not known:
+            raise ConfigError("the labels of this run are not grouped: `autointerp categories` does it")
+        if not any(self._named(name) for name in known):
+            raise ConfigError(
+                f"no category with {self.category!r} in its name{nearest(self.category, known)}; "
+                "`autointerp categories` lists them"
+            )
 
 
 @dataclass(frozen=True)
@@ -62,10 +80,11 @@ def search(readings: Sequence[Reading], query: str, n: int, chosen: Filter, vect
 
     vectors  asked once, for the query and the labels that do not hold it; not at all where those that do are enough
 
-    Raises ConfigError for an empty query.
+    Raises ConfigError for an empty query, and for a category that there is none of.
     """
     if not query.strip():
         raise ConfigError("nothing to search for: expected a word, a part of a label, or what it should mean")
+    chosen.check(readings)
     labels = [(label, label.label) for label in _passing(readings, chosen)]
     needle = query.strip().casefold()
     literal = [label for label, text in labels if text is not None and needle in text.casefold()]
@@ -83,8 +102,9 @@ def search(readings: Sequence[Reading], query: str, n: int, chosen: Filter, vect
 def top(readings: Sequence[Reading], by: str, n: int, chosen: Filter, lowest: bool = False) -> list[Hit]:
     """The n labels with the largest (or lowest) value of a metric; labels without it are left out.
 
-    Raises ConfigError for a metric that no label of the run has, naming those there are.
+    Raises ConfigError for a metric that no label of the run has, naming those there are, and for such a category.
     """
+    chosen.check(readings)
     known = metrics_of(readings)
     if by not in known:
         raise ConfigError(f"unknown metric {by!r}{nearest(by, known)}; this run has: {', '.join(known)}")

@@ -123,7 +123,7 @@ class Site:
             found = book.catalog.page(view) if ready else None
             return self.render(
                 "features", book, view=view, list=found, job=job and job.bar, words=[*WORDS, UNJUDGED],
-                sorts=list(SORTS), hookpoints=list(book.catalog.hookpoints),
+                sorts=list(SORTS), hookpoints=list(book.catalog.hookpoints), categories=book.catalog.categories,
             )  # fmt: skip
 
     def feature(self, request: Request) -> str:

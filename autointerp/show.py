@@ -291,6 +291,8 @@ def to_terminal(found: Found, console: Console) -> None:
         if found.chosen.verdict is not None:
             console.print(_verdict(found.chosen))
         console.print(_grades(found.chosen))
+        if found.chosen.category is not None:
+            console.print(Text(f"category {visible(found.chosen.category)}"))
     for line in _causal(found.causal):
         console.print(line)
     if found.candidates:

@@ -319,9 +319,13 @@ class Store:
 
     def ask(self, run: Run) -> None:
         """Record what is asked for, as the latest run."""
-        known = self._one("SELECT features FROM run WHERE run_id = ?", [run.run_id])
-        if run.features is None and known is not None:
-            run = replace(run, features=known[0])  # the selection is known from an earlier stage
+        known = self._one("SELECT features, grouping_id FROM run WHERE run_id = ?", [run.run_id])
+        if known is not None:  # the selection is known from an earlier stage, and how labels were grouped at its end
+            features, grouping = known
+            run = replace(
+                run, features=features if run.features is None else run.features,
+                grouping_id=run.grouping_id or grouping,
+            )  # fmt: skip
         with self.transaction():
             self.db.execute("DELETE FROM run WHERE run_id = ?", [run.run_id])
             self.add([run])

@@ -39,6 +39,7 @@ class Line(NamedTuple):
     reason: str | None
     method: str | None
     verdict: str
+    category: str | None
     density: float
     mean: float | None  # mean activation where it fires
     r_rank: float | None
@@ -59,6 +60,7 @@ class View:
     q: str = ""  # words that the label or the feature id holds; or what the label means
     by: str = ""  # "meaning": nearest to q first, whatever else is sorted by; "": words
     verdict: str = ""
+    category: str = ""
     dictionary: str = ""
     hookpoint: str = ""
     min: str = ""  # r_rank, at least
@@ -144,6 +146,9 @@ class Catalog:
         self.db.register("given", table)
         self.db.execute("CREATE TABLE line AS FROM given")
         self.db.unregister("given")
+        self.categories = dict(self.db.execute(  # category -> its labels, the largest first
+            "SELECT category, count(*) AS n FROM line WHERE category IS NOT NULL GROUP BY ALL ORDER BY n DESC, category"
+        ).fetchall())  # fmt: skip
 
     def close(self) -> None:
         self.db.close()
@@ -226,7 +231,7 @@ class Catalog:
         for word in [] if view.meant else view.q.split():
             conditions.append("(contains(lower(label), lower(?)) OR contains(lower(feature_id), lower(?)))")
             parameters += [word, word]
-        for name in ("verdict", "dictionary"):
+        for name in ("verdict", "category", "dictionary"):
             if getattr(view, name):
                 conditions.append(f"{name} = ?")
                 parameters.append(getattr(view, name))
@@ -247,7 +252,7 @@ class Catalog:
 
 _TYPES = {
     **dict.fromkeys(Line._fields[:-1], pa.float64()), "place": pa.int32(), "feature": pa.int32(),
-    **dict.fromkeys(("feature_id", "dictionary", "label", "reason", "method", "verdict"), pa.string()),
+    **dict.fromkeys(("feature_id", "dictionary", "label", "reason", "method", "verdict", "category"), pa.string()),
 }  # fmt: skip
 _COLUMNS = ", ".join(f'"{name}"' for name in Line._fields)
 _PLAIN = "(SELECT *, NULL::DOUBLE AS similarity FROM line)"

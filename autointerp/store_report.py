@@ -24,7 +24,8 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Tabl
 
     explanation_id, label, method, model and author are NULL where there is no label, and `failed` may say why.
     Metrics are columns of their names; `ranked` says whether there is a row of r_rank, `reason` why it has no value,
-    `n` on how many passages it was computed. `verdict` and `evidence` (JSON) are NULL where none was given.
+    `n` on how many passages it was computed. `verdict` and `evidence` (JSON) are NULL where none was given, `category`
+    where the label was not grouped.
     """
     value = [f"max(value) FILTER (metric = '{metric}') AS \"{metric}\"" for metric in METRICS]
     ends = [f'max({end}) FILTER (metric = \'{metric}\') AS "{metric}_{end}"'
@@ -55,17 +56,22 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Tabl
         heavy AS (
             SELECT feature, top_tokens[1:$n_tokens] AS top_tokens FROM feature SEMI JOIN selected USING (feature)
             WHERE collection_id = $collection
+        ),
+        grouped AS (
+            SELECT explanation_id, category FROM category SEMI JOIN chosen USING (explanation_id)
+            WHERE grouping_id = $grouping AND feature IN (FROM selected)
         )
         SELECT selected.feature, chosen.explanation_id, chosen.label, chosen.method, chosen.model, chosen.author,
                failed.failed,
-               number.* EXCLUDE (explanation_id), judged.verdict, judged.evidence, heavy.top_tokens
+               number.* EXCLUDE (explanation_id), judged.verdict, judged.evidence, grouped.category, heavy.top_tokens
         FROM selected LEFT JOIN chosen USING (feature) LEFT JOIN failed USING (feature) LEFT JOIN heavy USING (feature)
         LEFT JOIN number ON number.explanation_id = chosen.explanation_id
         LEFT JOIN judged ON judged.explanation_id = chosen.explanation_id
+        LEFT JOIN grouped ON grouped.explanation_id = chosen.explanation_id
         ORDER BY selected.feature
         """,
         params=chosen_parameters(run) | {
-            "grader": run.simulator_id, "thresholds": thresholds_id, "n_tokens": n_tokens,
+            "grader": run.simulator_id, "thresholds": thresholds_id, "n_tokens": n_tokens, "grouping": run.grouping_id,
         },
     ).to_arrow_table()  # fmt: skip
 

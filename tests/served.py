@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from autointerp import config, serve
+from autointerp import categories_stage, config, serve
 from autointerp.pipeline import Pipeline, prepare
 from autointerp.store import Store
 from autointerp.tally import Bar
@@ -43,6 +43,7 @@ def hostile_run(tiny: dict[str, Path], results: Path) -> Path:
                 store.db.execute("UPDATE token SET piece = ? WHERE token_id % 11 = ?", [text.encode(), i])
             store.db.execute("UPDATE document SET source = ?", [HOSTILE[1]])
             store.db.execute("UPDATE call SET reply = ?", [REPLY])
+            categories_stage.run(store, store.latest_runs(), Bar(enabled=False))  # the names of categories are hostile too
     return settings.folder
 
 

@@ -421,7 +421,7 @@ def tried(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Tr
 def one_line(ended: Ended) -> str:
     """What was said beside the tallies of the stages that went well, once it is sure that it is one line, exit 2."""
     others = [
-        line for line in ended.stderr.splitlines() if not re.match(r"(collect|relate|lens|explain|simulate|score): (\d|nothing)", line)
+        line for line in ended.stderr.splitlines() if not re.match(r"(collect|relate|lens|explain|simulate|score|categories): (\d|nothing)", line)
     ]
     assert (ended.code, len(others)) == (2, 1), ended.stderr[-1500:]
     assert others[0].startswith("autointerp: ")
@@ -441,7 +441,7 @@ def test_after_a_full_disk_the_same_command_finishes_with_the_rows_of_an_undistu
     expected = everything(tried.undisturbed)
     assert len(expected["score"]) > 4
     assert_same(everything(tried.database), expected)
-    assert tried.files == ["labels.jsonl", "labels.parquet", "report.html", "run.duckdb"]
+    assert tried.files == ["label-vectors.npz", "labels.jsonl", "labels.parquet", "report.html", "run.duckdb"]
 
 
 def test_every_limit_was_met(tried: Tried) -> None:

@@ -477,7 +477,7 @@ def test_the_report_as_json_has_every_figure_that_was_promised(autointerp: Autoi
         assert keys <= set(found[name]), name
     assert found["features"] == found["r_rank"]["n"] == found["null"]["n"] == 6
     assert found["peak_memory_mb"] > 0
-    assert set(found["stages"]) == {"collect", "relate", "lens", "explain", "simulate", "score"}
+    assert set(found["stages"]) == {"collect", "relate", "lens", "explain", "simulate", "score", "categories"}
     assert all(
         {"ok", "failed", "seconds", "tokens_per_second"} <= set(stage) for stage in found["stages"].values()
     )
@@ -490,7 +490,7 @@ def test_the_report_as_json_has_every_figure_that_was_promised(autointerp: Autoi
 def test_a_page_that_cannot_be_written_is_refused(autointerp: Autointerp, done: Path) -> None:
     (done / "report.html").mkdir()
     refused(autointerp("report", done), "report.html")
-    assert left(done) == ["run.duckdb"]
+    assert left(done) == ["label-vectors.npz", "run.duckdb"]
 
 
 def test_a_run_may_be_named_by_its_database(autointerp: Autointerp, done: Path) -> None:

@@ -24,6 +24,7 @@ FROZEN = {
     "feature_id": "string not null",
     "feature": "int32 not null",
     "label": "string",
+    "category": "string",
     "verdict": "string",
     "evidence": "string",
     "r_rank": "double",

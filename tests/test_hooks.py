@@ -405,9 +405,9 @@ def test_a_subject_of_another_family_runs_the_whole_main_job(
         shutil.copy(path, folder)
     settings = quick_settings(tiny, tmp_path, subject__model=folder, subject__hookpoint=name)
     said = run_all(settings)
-    assert len(said) == 8
+    assert len(said) == 9
     ((hookpoint,),) = query(settings.database, "SELECT hookpoint FROM collection")
     assert hookpoint == canonical
     ((n,),) = query(settings.database, "SELECT count(*) FROM score WHERE metric = 'r_rank' AND value IS NOT NULL")
     assert n > 0
-    assert [line.split(": ")[1] for line in run_all(settings)] == ["nothing pending"] * 8
+    assert [line.split(": ")[1] for line in run_all(settings)] == ["nothing pending"] * 9

@@ -135,7 +135,7 @@ def test_the_summary_has_the_figures_and_stays_small(opened: tuple[Reading, Stor
     reading, _ = opened
     text = report_md.render(reading)
     rendered = MarkdownIt("commonmark").enable("table").render(text)
-    assert rendered.count("<table>") == 5 and len(text) < 20_000
+    assert rendered.count("<table>") == 6 and len(text) < 20_000
     assert report.number(reading.summary["r_rank"]["mean"]) in rendered
     best = max(reading.labels, key=lambda label: label.r_rank or -2)
     assert f"<td>{best.label}</td>" in rendered and "openai/gpt-5.4-nano" in rendered

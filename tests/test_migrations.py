@@ -23,7 +23,7 @@ from .test_pipeline import finished_run
 autointerp = test_cli.autointerp  # the fixture that runs a command in this process
 
 FIRST, _ = STEPS[0]
-LATER = {"fit", "judgement", "label_edit", "lens", "neighbour", "verdict", "certificate"}  # tables that came after the first release
+LATER = {"category", "fit", "judgement", "label_edit", "lens", "neighbour", "verdict", "certificate"}  # tables that came after the first release
 
 
 def first_schema(path: Path) -> duckdb.DuckDBPyConnection:
@@ -281,10 +281,11 @@ def downgraded(tiny: dict[str, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def unjudged(tiny: dict[str, Path], tmp_path: Path) -> Path:
-    """The finished run's folder without verdicts and lens, which the first release did not give."""
+    """The finished run's folder without verdicts, categories and lens, which the first release did not give."""
     folder = Path(shutil.copytree(finished_run(tiny), tmp_path / "unjudged"))
     with duckdb.connect(str(folder / "run.duckdb")) as db:
         assert db.execute("DELETE FROM verdict").fetchall() != [(0,)]
+        assert db.execute("DELETE FROM category").fetchall() != [(0,)]
         assert db.execute("DELETE FROM lens").fetchall() != [(0,)]
     return folder
 

@@ -162,7 +162,7 @@ def test_a_second_run_finds_nothing_pending_and_adds_no_row(tiny: dict[str, Path
     run_all(settings)
     before, stages = everything(database), rows(database, "stage")
     said = run_all(settings)
-    assert [line.split(": ")[1] for line in said] == ["nothing pending"] * 8
+    assert [line.split(": ")[1] for line in said] == ["nothing pending"] * 9
     assert rows(database, "stage") == stages
     assert_same(everything(database), before)
 
@@ -176,7 +176,7 @@ def test_a_second_run_loads_no_model(
     monkeypatch.setattr("autointerp.subject.load_causal_lm", refuse)
     monkeypatch.setattr("autointerp.grading.open_simulator", refuse)
     said = run_all(quick_settings(tiny, copied))
-    assert len(said) == 8
+    assert len(said) == 9
 
 
 def test_what_changes_speed_alone_is_no_new_work(tiny: dict[str, Path], copied: Path) -> None:
@@ -378,7 +378,7 @@ def test_a_killed_and_resumed_run_leaves_no_checkpoint_snapshot_or_scratch_file(
     interrupted: dict[str, Resumed], where: str
 ) -> None:
     interrupted[where].tables()
-    assert sorted(p.name for p in interrupted[where].database.parent.iterdir()) == ["run.duckdb"]
+    assert sorted(p.name for p in interrupted[where].database.parent.iterdir()) == ["label-vectors.npz", "run.duckdb"]
 
 
 # -- what is never mixed -----------------------------------------------------------------------------------------------

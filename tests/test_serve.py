@@ -118,6 +118,36 @@ def test_the_address_is_the_view(client: TestClient, labels: list[Label]) -> Non
     assert "No feature is like that" in client.get("/features?q=nothing-says-this").text
 
 
+def test_a_category_is_a_filter_like_the_others(client: TestClient, labels: list[Label]) -> None:
+    kept = {str(x.category) for x in labels}
+    assert len(kept) == 3 and any("<" in name for name in kept)
+    page = Tags(client.get("/features").text)
+    offered = [unescape(str(a["value"])) for t, a in page.found if t == "option" and a.get("value") in kept]
+    assert set(offered) == kept and len(offered) == 3
+    for name in kept:
+        inside = sorted((x for x in labels if x.category == name), key=lambda x: x.feature)
+        asked = {"category": name, "sort": "feature"}
+        assert listed(client.get("/features", params=asked).text) == [x.feature_id for x in inside]
+        asked["verdict"] = inside[0].verdict or "unjudged"
+        assert listed(client.get("/features", params=asked).text) == [
+            x.feature_id for x in inside if (x.verdict or "unjudged") == asked["verdict"]
+        ]
+        of = Tags(client.get(f"/feature/{inside[0].feature_id}").text)  # its page leads to the others
+        (link,) = (str(a["href"]) for t, a in of.found if t == "a" and str(a.get("href")).startswith("/features?category="))
+        assert set(listed(client.get(link).text)) == {x.feature_id for x in inside}
+        assert link in {a.get("href") for t, a in Tags(client.get("/").text).found if t == "a"}
+    assert "No feature is like that" in client.get("/features?category=nothing").text
+
+
+def test_a_run_without_categories_says_how_they_are_made(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "run.duckdb", tmp_path)
+    with Store.create(tmp_path / "run.duckdb") as store:
+        store.db.execute("UPDATE run SET grouping_id = NULL")
+    client = TestClient(serve.application(tmp_path, PORT), base_url=f"http://127.0.0.1:{PORT}")
+    assert "<code>autointerp categories</code> does it" in client.get("/").text
+    assert 'name="category"' not in client.get("/features").text
+
+
 def test_previous_and_next_follow_the_view(client: TestClient) -> None:
     ids = listed(client.get("/features?sort=density").text)
     path, seen = f"/feature/{ids[0]}?sort=density", []
@@ -349,7 +379,7 @@ class Shelved:
     def __init__(self, grades: list[float | None]) -> None:
         self.catalog = Catalog([], None)  # type: ignore[arg-type]
         for i, grade in enumerate(grades):
-            row = Line(i % 2, i, f"d{i % 2}/{i}", f"d{i % 2}", f"label {i}", None, "m", "good", 0.1, 1.0, grade, *[None] * 7)[:-1]
+            row = Line(i % 2, i, f"d{i % 2}/{i}", f"d{i % 2}", f"label {i}", None, "m", "good", f"kind {i % 3}", 0.1, 1.0, grade, *[None] * 7)[:-1]
             self.catalog.db.execute(f"INSERT INTO line VALUES ({', '.join('?' * len(row))})", list(row))
 
 
@@ -377,6 +407,23 @@ def test_pages_cover_the_view_once_in_both_directions(shelved: Shelved, sort: st
         page = shelved.catalog.page(View(sort=sort, order=order, before=page.newer), size=10)
         back = page.lines + back
     assert back == whole
+
+
+def test_a_category_goes_on_from_page_to_page(shelved: Shelved) -> None:
+    asked = View(category="kind 1", dictionary="d1", sort="r_rank")
+    whole = [line for line in shelved.catalog.page(View(), size=1000).lines if line.category == "kind 1" and line.place == 1]
+    view, found = asked, list[Line]()
+    while True:
+        page = shelved.catalog.page(view, size=4)
+        assert page.total == len(whole) == 14
+        found += page.lines
+        if not page.older:
+            break
+        view = View.of(view.kept(after=page.older))
+        assert view.category == asked.category, "what is filtered by is in the address of the next page"
+    assert found == whole
+    before, after = shelved.catalog.around(asked, whole[5].feature_id)
+    assert (before, after) == (whole[4], whole[6])
 
 
 def test_lines_without_a_grade_come_last_either_way(shelved: Shelved) -> None:

@@ -75,6 +75,18 @@ def test_a_reader_searches_filters_opens_and_walks(browser: Any, address: str) -
         page.wait_for_url(f"**/features?verdict={verdict.replace(' ', '_')}")
         assert set(page.locator("#list tbody .badge").all_inner_texts()) == {verdict}
         page.goto(f"{address}/features")
+        page.get_by_label("Category").select_option(index=1)
+        page.wait_for_url("**/features?category=*")
+        inside = page.locator("#list .label a").all_inner_texts()
+        assert f"({len(inside)})" in page.locator("#category option:checked").inner_text() and 0 < len(inside) < 9
+        page.get_by_label("Sort by").select_option("feature")  # the filter stays
+        page.wait_for_url("**/features?category=*&sort=feature")
+        assert sorted(page.locator("#list .label a").all_inner_texts()) == sorted(inside)
+        page.locator("#list .label a").first.click()
+        page.locator(".category a").click()
+        page.wait_for_url("**/features?category=*")
+        assert sorted(page.locator("#list .label a").all_inner_texts()) == sorted(inside)
+        page.goto(f"{address}/features")
         page.get_by_label("Density at most, per cent").fill("0")
         page.get_by_role("button", name="Show").click()
         page.wait_for_url("**/features?densest=0")

@@ -350,7 +350,7 @@ def several(tiny: dict[str, Path], saes: dict[str, Path], tmp_path_factory: pyte
 
 def test_run_labels_every_dictionary_and_writes_a_page_for_each(several: Run) -> None:
     assert sorted(p.name for p in several.folder.iterdir()) == [
-        "labels.jsonl", "labels.parquet", "report-one.html", "report-shallow.html", "run.duckdb"
+        "label-vectors.npz", "labels.jsonl", "labels.parquet", "report-one.html", "report-shallow.html", "run.duckdb"
     ]  # fmt: skip
     labelled = query(
         several.folder / "run.duckdb",
@@ -439,7 +439,19 @@ def test_a_run_again_finds_nothing_pending(several: Run, autointerp: Autointerp,
     ended = autointerp("run", *several.arguments, "--set", f"run.results={tmp_path / 'results'}")
     assert ended.code == 0, ended
     said = [line.split(": ")[1] for line in ended.err.splitlines()]
-    assert said == ["nothing pending"] * 15  # one collect, seven stages for each dictionary
+    assert said == ["nothing pending"] * 16  # one collect, seven stages for each dictionary, one grouping
+
+
+def test_labels_of_all_dictionaries_are_grouped_together(several: Run, autointerp: Autointerp) -> None:
+    database = several.folder / "run.duckdb"
+    assert query(database, "SELECT count(DISTINCT grouping_id), count(*) FROM category") == [(1, 6)]
+    assert query(database, "SELECT count(*) FROM run SEMI JOIN category USING (grouping_id)") == [(2,)]
+    every = json.loads(autointerp("categories", several.folder, "--json").out)
+    of = {feature["feature_id"]: category["category"] for category in every for feature in category["features"]}
+    assert {feature.partition("/")[0] for feature in of} == {"one", "shallow"} and len(of) == 6
+    one = json.loads(autointerp("categories", several.folder, "-d", "one", "--json").out)
+    found = {feature["feature_id"]: category["category"] for category in one for feature in category["features"]}
+    assert found == {feature: category for feature, category in of.items() if feature.startswith("one/")}
 
 
 def test_features_are_selected_by_name(several: Run, autointerp: Autointerp, tmp_path: Path) -> None:

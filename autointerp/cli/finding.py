@@ -23,6 +23,9 @@ Kinds = Annotated[
 MethodName = Annotated[
     str | None, typer.Option("--method", help="only labels of this explainer, as in explainer.methods")
 ]
+CategoryName = Annotated[
+    str | None, typer.Option("--category", help="only labels of categories with this in their name")
+]
 Least = Annotated[float, typer.Option("--min-density", min=0, max=1, help="fires on this share of tokens or more")]
 Most = Annotated[float, typer.Option("--max-density", min=0, max=1, help="fires on this share of tokens or less")]
 Json = Annotated[bool, typer.Option("--json", help="the labels with all grades as JSON")]
@@ -36,6 +39,7 @@ def search(
     verdict: Verdicts = None,
     kind: Kinds = None,
     method: MethodName = None,
+    category: CategoryName = None,
     min_density: Least = 0.0,
     max_density: Most = 1.0,
     json_: Json = False,
@@ -55,7 +59,8 @@ def search(
     from autointerp import search as finding
     from autointerp.tally import Bar
 
-    chosen = finding.Filter(frozenset(verdict or ()), frozenset(kind or ()), method, (min_density, max_density))
+    density = min_density, max_density
+    chosen = finding.Filter(frozenset(verdict or ()), frozenset(kind or ()), method, density, category)
     with readings_of(run, config, overrides, dictionary) as (readings, _, folder), Bar() as bar:
 
         def vectors(texts: Sequence[str]) -> Any:
@@ -78,6 +83,7 @@ def top(
     verdict: Verdicts = None,
     kind: Kinds = None,
     method: MethodName = None,
+    category: CategoryName = None,
     min_density: Least = 0.0,
     max_density: Most = 1.0,
     json_: Json = False,
@@ -89,10 +95,12 @@ def top(
 
     autointerp top --by r_rank --verdict good -n 20
     autointerp top results/demo --by lift --lowest --json
+    autointerp top results/demo --category years -n 5
     """
     from autointerp import search as finding
 
-    chosen = finding.Filter(frozenset(verdict or ()), frozenset(kind or ()), method, (min_density, max_density))
+    density = min_density, max_density
+    chosen = finding.Filter(frozenset(verdict or ()), frozenset(kind or ()), method, density, category)
     with readings_of(run, config, overrides, dictionary) as (readings, _, _):
         hits = finding.top(readings, by, n, chosen, lowest)
     _print(hits, json_, by)

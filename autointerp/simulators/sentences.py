@@ -1,6 +1,6 @@
 """Whole texts as unit vectors of the packaged sentence encoder: what labels are searched by."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from autointerp.simulators.encoder import PACKAGED_ENCODER, load_encoder
 from autointerp.tally import Bar
 
-PIECES = 64  # wordpieces of a text that are read; all are padded to it, so that a vector depends on its text alone
+PIECES = 64  # wordpieces of a text that are read
+WIDTH = 16  # texts are padded to a multiple of so many, so that a vector depends on its text alone
 BATCH = 32  # texts per forward pass; always full, for the same reason
 
 
@@ -26,24 +27,35 @@ def sentence_vectors(
     """
     model, tokenizer = _encoder(encoder)
     different = list(dict.fromkeys(texts)) or [""]
-    if quick:
-        different.sort(key=len)
     bar.start("embed", total=len(different), unit="texts")
-    parts = []
-    for start in range(0, len(different), BATCH):
-        chunk = different[start : start + BATCH]
+    parts, read = [], list[str]()
+    for width, chunk in _batches(different, tokenizer, pieces, quick):
         encoded = tokenizer(
             chunk if quick else chunk + chunk[-1:] * (BATCH - len(chunk)), return_tensors="pt",
-            padding="longest" if quick else "max_length", truncation=True, max_length=pieces,
+            padding="longest" if quick else "max_length", truncation=True, max_length=width,
         )  # fmt: skip
         with torch.inference_mode():
             hidden = model(**encoded).last_hidden_state
         mask = encoded["attention_mask"][..., None]
         mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         parts.append(torch.nn.functional.normalize(mean, dim=-1)[: len(chunk)].numpy())
+        read += chunk
         bar.advance(len(chunk))
-    vectors, row = np.concatenate(parts), {text: n for n, text in enumerate(different)}
+    vectors, row = np.concatenate(parts), {text: n for n, text in enumerate(read)}
     return vectors[[row[text] for text in texts]]
+
+
+def _batches(texts: list[str], tokenizer: Any, pieces: int, quick: bool) -> Iterator[tuple[int, list[str]]]:
+    """Texts that are read together, and to how many wordpieces each is padded or cut; of one width where not quick."""
+    widths: dict[int, list[str]] = {}
+    if quick:
+        widths[pieces] = sorted(texts, key=len)
+    else:
+        for text, ids in zip(texts, tokenizer(texts, truncation=True, max_length=pieces)["input_ids"], strict=True):
+            widths.setdefault(min(-(-len(ids) // WIDTH) * WIDTH, pieces), []).append(text)
+    for width, those in sorted(widths.items()):
+        for start in range(0, len(those), BATCH):
+            yield width, those[start : start + BATCH]
 
 
 @lru_cache(maxsize=1)  # a page asks for one phrase after another

@@ -3,7 +3,7 @@
 What readers touch is there and as long as in a real run: counters, kept excerpts with their passages (no two of them
 alike, as in a corpus much larger than what is kept), three candidate labels a feature from three explainers, two of
 which asked different providers; a scoring set with predictions of the chosen label, scores, verdicts with their
-evidence, neighbours. Numbers are drawn, texts are words of a made-up vocabulary by Zipf's law.
+evidence, a category; neighbours. Numbers are drawn, texts are words of a made-up vocabulary by Zipf's law.
 
 `python -m tests.bench.large_run FOLDER FEATURES` writes one.
 """
@@ -31,6 +31,7 @@ from autointerp.rows import (
     Excerpt,
     Explanation,
     Feature,
+    Grouped,
     Neighbour,
     Panel,
     Passage,
@@ -49,7 +50,8 @@ TOP, SAMPLE = 20, 40  # excerpts of a feature: the strongest of explain, a sampl
 FIRING, CLAIMED, SILENT = 30, 15, 15  # passages of a scoring set: A from the sample; B and C of other features
 NEIGHBOURS = 8
 DICTIONARY = "made-up"
-COLLECTION, SIMULATOR, SCORER, RUN = (f"{n:016x}" for n in (1, 2, 3, 4))
+COLLECTION, SIMULATOR, SCORER, RUN, GROUPING = (f"{n:016x}" for n in (1, 2, 3, 4, 5))
+CATEGORIES = 60
 EXPLAINERS = (  # id, method, provider, model
     ("e000000000000001", "mined", None, None),
     ("e000000000000002", "marks", "openai", "gpt-5.4-nano"),
@@ -106,7 +108,7 @@ def _write_head(store: Store, features: int, folder: Path, random: np.random.Gen
     )])  # fmt: skip
     store.add([Run(
         RUN, folder.name, settings.model_dump_json(), __version__, COLLECTION, [e[0] for e in EXPLAINERS],
-        SIMULATOR, SCORER, list(range(features)), DICTIONARY, 0,
+        SIMULATOR, SCORER, list(range(features)), DICTIONARY, 0, grouping_id=GROUPING,
     )])  # fmt: skip
     for stage in ("collect", "explain", "simulate", "score"):
         store.add([Stage(RUN, stage, 3600.0, 10**9, features, "{}", 4096.0)])
@@ -126,6 +128,7 @@ def _rows(block: Block, features: int, words: list[str]) -> Iterator[tuple[Any, 
     scores, of_chosen = _scores(block, chosen, silent)
     yield scores
     yield _verdicts(block, chosen, silent, of_chosen)
+    yield _grouped(block, chosen, silent, words)
     n = block.n * NEIGHBOURS
     yield Neighbour, {
         "collection_id": [COLLECTION] * n, "feature": np.repeat(block.features, NEIGHBOURS), "kind": ["firing"] * n,
@@ -312,6 +315,23 @@ def _verdicts(block: Block, chosen: list[str], silent: NDArray[np.bool_], rank: 
         for column, value in zip(rows.values(), values, strict=True):
             column.append(value)
     return Verdict, rows
+
+
+def category(n: int, words: list[str]) -> str:
+    """The name of a category: two labels of six words."""
+    picked = [words[(97 * n + 13 * i) % VOCABULARY] for i in range(12)]
+    return f"{', '.join(picked[:6])} / {', '.join(picked[6:])}"
+
+
+def _grouped(block: Block, chosen: list[str], silent: NDArray[np.bool_], words: list[str]) -> tuple[Any, dict[str, Any]]:
+    """Chosen labels in categories, of which the first is the largest."""
+    names, features = np.array([category(n, words) for n in range(CATEGORIES)]), block.features[~silent]
+    return Grouped, {
+        "grouping_id": [GROUPING] * len(features), "feature": features,
+        "explanation_id": [key for key, off in zip(chosen, silent.tolist()) if not off],
+        "category": names[(CATEGORIES * (features * 0.618 % 1) ** 2).astype(np.int64)],
+        "similarity": 0.3 + 0.6 * (features * 0.377 % 1),
+    }  # fmt: skip
 
 
 def vocabulary() -> list[str]:

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 import psutil
@@ -135,6 +136,7 @@ def requests(features: int, n: int, random: np.random.Generator) -> dict[str, tu
         "list": (["/features"] * n, PAGE_MS),
         "search by text": ([f"/features?q={words[i % len(words)]}" for i in ids], PAGE_MS),
         "filter": ([f"/features?verdict={verdicts[i % 4]}&min=0.3&sort=density" for i in ids], PAGE_MS),
+        "category": ([f"/features?{urlencode({'category': large_run.category(i % 60, words)})}" for i in ids], PAGE_MS),
         "feature page": ([f"/feature/{large_run.DICTIONARY}/{i}" for i in ids], PAGE_MS),
     }
 
