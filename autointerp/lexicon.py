@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autointerp.config import fingerprint
 from autointerp.simulators.clauses import clauses
-from autointerp.simulators.sentences import sentence_vectors
+from autointerp.simulators.sentences import pieces, sentence_vectors
 from autointerp.subject import Subject, cache_folder
 from autointerp.tally import Bar
 
@@ -57,9 +57,17 @@ class Lexicon:
 
     def strongest(self, logits: NDArray[np.float32], n: int) -> NDArray[np.int64]:
         """The n words (places) with the largest logit of any token that spells them; logits [token]."""
+        return np.argsort(-self.best(logits), kind="stable")[:n]
+
+    def best(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The largest of [token] values among the tokens that spell each word: [word]."""
         best = np.full(len(self.words), -np.inf, dtype=np.float32)
-        np.maximum.at(best, self.word, logits[self.token])
-        return np.argsort(-best, kind="stable")[:n]
+        np.maximum.at(best, self.word, values[self.token])
+        return best
+
+    def whole(self) -> NDArray[np.bool_]:
+        """[word], False for what the encoder's tokenizer takes to pieces: parts of words, and rare ones."""
+        return pieces(self.words, self.encoder) == 1
 
 
 def _vectors(words: Sequence[str], encoder: str, bar: Bar) -> NDArray[np.float32]:
