@@ -50,6 +50,11 @@ class Lexicon:
         ends = np.cumsum([0, *(len(found) for found in split)])
         return [(vectors[a:b] @ self.vectors.T).max(axis=0) if b > a else None for a, b in pairwise(ends)]
 
+    def among(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The cosine of every word to the nearest of these words, [word]: `similarities` of a list of them."""
+        nearest: NDArray[np.float32] = (self.vectors[places] @ self.vectors.T).max(axis=0)
+        return nearest
+
     def tokens(self, similarity: NDArray[np.float32], n: int) -> NDArray[np.int64]:
         """Ids of all tokens that spell one of the n words nearest in meaning."""
         nearest = np.argsort(-similarity, kind="stable")[:n]

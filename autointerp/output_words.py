@@ -67,14 +67,13 @@ def without(rows: NDArray[np.float32], i: int) -> NDArray[np.float32]:
     return mean
 
 
-def messages(words: Mapping[str, Sequence[str]], suppressed: Sequence[str], max_words: int) -> list[tuple[str, str]]:
-    """The prompt as (role, text); `words`: method -> the words that it found promoted. Words are data."""
+def messages(words: Mapping[str, Sequence[str]], suppressed: Sequence[str], max_words: int) -> list[dict[str, str]]:
+    """The filled prompt as chat messages; `words`: method -> the words that it found promoted. Words are data."""
 
     def shown(found: Sequence[str]) -> str:
         return listed([line(word) for word in found]) if found else NOTHING
 
-    filled = prompts.fill(
+    return prompts.fill(
         PROMPT, likelier=shown(words.get("token-change", ())), unlikelier=shown(suppressed),
         direction=shown(words.get("vocab-proj", ())), max_words=str(max_words),
     )  # fmt: skip
-    return [(message["role"], message["content"]) for message in filled]

@@ -27,7 +27,6 @@ No input label enters an output label, and nothing that makes, chooses or grades
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,13 +36,15 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autointerp import causal, metrics, prompts
-from autointerp.causal import BOOTSTRAP, RELATED, Row, Scoring, causal_id, p_of
+from autointerp import causal, output_grade, prompts
+from autointerp.asking import examples
+from autointerp.causal import Row, Scoring, causal_id, p_of
 from autointerp.config import Settings, fingerprint, model_of
 from autointerp.errors import BudgetSpent, Unreachable
 from autointerp.explainers.replies import LABELS_SCHEMA, Candidate, Given, labels
 from autointerp.llm import Door, Job, Request
 from autointerp.matched import Prompts, Pushed
+from autointerp.output_grade import Tokens, Worth
 from autointerp.output_words import (
     LISTED,
     PROMPT,
@@ -64,23 +65,8 @@ from autointerp.tally import Bar, Tally
 
 VERSION = 1  # raised when the code changes what it would write
 COUNTED = ("vocab-proj", "token-change")  # methods that ask nobody
-LEVEL = 0.05  # of p, as where shares of features are told
 PATTERN = 0.5  # share of random directions whose words stand out as far, above which there is no pattern
 CHUNK_FEATURES = 16  # held with what they do to every token, and asked about at once: 32 MB for 49,152 tokens
-
-
-class Tokens(NamedTuple):
-    """What a label is graded by; None where it stands for no tokens."""
-
-    named: NDArray[np.int64] | None  # tokens of the words nearest to it
-    unseen: NDArray[np.int64] | None  # tokens of those nearest that it was not made of
-
-
-class Worth(NamedTuple):
-    """What random directions do to labels of their own."""
-
-    rise: NDArray[np.float32]  # [direction] nats, above the other directions
-    p: NDArray[np.float32]  # [direction] share of directions, itself counted, that raise its label's tokens as much
 
 
 class Found(NamedTuple):
@@ -170,19 +156,10 @@ class Outputs:
 
     def _worth(self, null: Sequence[Evidence]) -> tuple[Worth, Worth]:
         """What random directions do to labels of their own: to the tokens that are named, and to those unseen."""
-        tokens = self._tokens([counted(found, self.lexicon) for found in null], null)
-        named, unseen = zip(*tokens, strict=True)
-        return self._own(named), self._own(unseen)
-
-    def _own(self, tokens: Sequence[NDArray[np.int64] | None]) -> Worth:
-        rises, ps = [], []
-        for i, ids in enumerate(tokens):
-            if ids is not None:
-                rise = self.scoring.null[:, ids].mean(axis=1)
-                others = np.delete(rise, i)
-                rises.append(float(rise[i] - others.mean()))
-                ps.append(p_of(float(rise[i]), others))
-        return Worth(np.array(rises, dtype=np.float32), np.array(ps, dtype=np.float32))
+        named, unseen = zip(
+            *(output_grade.tokens(self.lexicon, self._near(found), found.promoted) for found in null), strict=True
+        )
+        return output_grade.worth(self.scoring.null, named), output_grade.worth(self.scoring.null, unseen)
 
     # -- labels --------------------------------------------------------------------------------------------------------
 
@@ -243,9 +220,10 @@ class Outputs:
             words = {method: spelled(found.promoted, self.lexicon) for method, found in one.evidence.items()}
             suppressed = spelled(one.evidence["token-change"].suppressed, self.lexicon)
             content = messages(words, suppressed, cfg.max_words)
-            given = Given([text for _, text in content], [text for role, text in content if role == "assistant"])
+            given = Given([message["content"] for message in content], examples(content))
             read = partial(labels, given=given, wanted=1, max_words=cfg.max_words)
-            request = Request(model_of(cfg), tuple(content), cfg.max_new_tokens, schema=json.dumps(LABELS_SCHEMA))
+            said = tuple((message["role"], message["content"]) for message in content)
+            request = Request(model_of(cfg), said, cfg.max_new_tokens, schema=json.dumps(LABELS_SCHEMA))
             yield Job(request, f"explain output {one.label.feature_id}", read, one.label.feature)
 
     # -- the grade -----------------------------------------------------------------------------------------------------
@@ -258,16 +236,26 @@ class Outputs:
         with self.store.transaction():
             self.store.add(rows)
             if waiting.pushed is not None:
-                self.store.add(self._grades(waiting, rows, waiting.pushed))
+                self.store.add(list(self._grades(waiting, rows, waiting.pushed)))
         self.tally.ok += sum(row.label is not None for row in rows)
         self.tally.failed += Counter(row.reason for row in rows if row.reason is not None)
         if len(rows) < len(missing):  # pending still
             self.tally.failed[self._down or "unreachable"] += len(missing) - len(rows)
 
-    def _grades(self, waiting: _Waiting, rows: Sequence[OutputLabel], pushed: Pushed) -> list[Score]:
-        good = [row for row in rows if row.label is not None]
-        tokens = self._tokens([row.label or "" for row in good], [waiting.evidence[row.method] for row in good])
-        return [one for row, ids in zip(good, tokens, strict=True) for one in self._scores(row, pushed, ids)]
+    def _grades(self, waiting: _Waiting, rows: Sequence[OutputLabel], pushed: Pushed) -> Iterator[Score]:
+        for row in rows:
+            if row.label is not None:
+                made_of = waiting.evidence[row.method]
+                near = self._near(made_of) if row.method in COUNTED else self._read(row.label)
+                tokens = output_grade.tokens(self.lexicon, near, made_of.promoted, row.label)
+                yield from self._scores(row, pushed, tokens)
+
+    def _near(self, made_of: Evidence) -> NDArray[np.float32] | None:
+        """The cosine of every word to the nearest of a counted label, [word]; None where there are no words at all."""
+        return self.lexicon.among(made_of.promoted[:LISTED]) if len(made_of.promoted) else None
+
+    def _read(self, label: str) -> NDArray[np.float32] | None:
+        return self.lexicon.similarities([label], Bar(enabled=False))[0]
 
     def _row(self, waiting: _Waiting, method: str) -> OutputLabel:
         (candidate, call), feature = waiting.found[method], waiting.label.feature
@@ -284,44 +272,14 @@ class Outputs:
             promoted=promoted, suppressed=suppressed, call_id=call,
         )  # fmt: skip
 
-    def _tokens(self, texts: Sequence[str], made_of: Sequence[Evidence]) -> list[Tokens]:
-        """What each label is graded by."""
-        near = self.lexicon.similarities(texts, self.bar) if texts else []
-        return [self._unseen(*one) for one in zip(texts, near, made_of, strict=True)]
-
-    def _unseen(self, text: str, similarity: NDArray[np.float32] | None, made_of: Evidence) -> Tokens:
-        if similarity is None:
-            return Tokens(None, None)
-        said = np.isin(self.lexicon.words, re.findall(r"[^\W\d_]+", text.lower()))
-        said[made_of.promoted] = True
-        n = min(RELATED, int((~said).sum()))
-        unseen = self.lexicon.tokens(np.where(said, -np.inf, similarity).astype(np.float32), n) if n else None
-        return Tokens(self.lexicon.tokens(similarity, RELATED), unseen)
-
-    def _scores(self, row: OutputLabel, pushed: Pushed, tokens: Tokens) -> list[Score]:
+    def _scores(self, row: OutputLabel, pushed: Pushed, tokens: Tokens) -> Iterator[Score]:
         # A model was shown what both methods found; what it makes of that is compared with the words counted alone.
-        worth = self.worth["token-change" if row.method == "output" else row.method]
-        found = self._graded(row.feature, pushed, NAMED, tokens.named, worth[0], "label_without_words")
-        found |= self._graded(row.feature, pushed, UNSEEN, tokens.unseen, worth[1], "no_other_words")
-        return [
-            causal.score(self.reading, row.output_id, row.feature, metric, self.grade_id, number)
-            for metric, number in found.items()
-        ]
-
-    def _graded(
-        self, feature: int, pushed: Pushed, names: Sequence[str], ids: NDArray[np.int64] | None,
-        worth: Worth, nothing: str,
-    ) -> dict[str, Row]:  # fmt: skip
-        """The numbers of some tokens, by the names of NAMED or UNSEEN; `nothing`: why there would be no tokens."""
-        n = len(worth.rise)
-        if ids is None or not n:
-            return dict.fromkeys(names, Row(None, reason=nothing))
-        above, own, null = self.scoring.above(pushed, ids)
-        interval = metrics.mean_interval(above, BOOTSTRAP, np.random.default_rng([self.settings.run.seed, feature]))
-        mean = float(above.mean())
-        numbers = (
-            Row(interval.value, interval.lo, interval.hi, len(above)), Row(p_of(own, null), n=len(null)),
-            Row(float((worth.p <= LEVEL).mean()), n=n), Row(mean - float(worth.rise.mean()), n=n),
-            Row(p_of(mean, worth.rise), n=n),
-        )  # fmt: skip
-        return dict(zip(names, numbers, strict=True))
+        null = self.worth["token-change" if row.method == "output" else row.method]
+        parts = ((NAMED, tokens.named, "label_without_words"), (UNSEEN, tokens.unseen, "no_other_words"))
+        for (names, ids, nothing), own in zip(parts, null, strict=True):
+            rows = [Row(None, reason=nothing)] * len(names)
+            if ids is not None and len(own.rise):
+                random = np.random.default_rng([self.settings.run.seed, row.feature])
+                rows = list(output_grade.graded(*self.scoring.above(pushed, ids), own, random))
+            for metric, number in zip(names, rows, strict=True):
+                yield causal.score(self.reading, row.output_id, row.feature, metric, self.grade_id, number)

@@ -21,10 +21,11 @@ NUMBERS = {  # figure -> metric, what is made of it, and the metric that says wh
 def as_json(said: Sequence[Said]) -> dict[str, Any]:
     """`output`, the label that speaks for the feature, None where none does; `outputs`, of every method."""
     one = speaking(said)
-    return {"output": None if one is None else _plain(one), "outputs": [_plain(other) for other in said]}
+    return {"output": None if one is None else plain(one), "outputs": [plain(other) for other in said]}
 
 
-def _plain(one: Said) -> dict[str, Any]:
+def plain(one: Said) -> dict[str, Any]:
+    """A label with its grades and the words that it is made of."""
     row, own = one.row, one.scores.get("output_causal")
     return {
         "method": row.method, "model": row.model, "kl": row.kl, "label": row.label, "reason": row.reason,
@@ -35,7 +36,7 @@ def _plain(one: Said) -> dict[str, Any]:
 
 
 def summary(rows: Sequence[dict[str, Any]], level: float, mean: Mean) -> dict[str, Any]:
-    """Of the labels that speak (`speaking`) and of each method: how many, why there is none, and means over those there are."""
+    """Of the labels that speak (`speaking`) and of each method: how many, why there is none, and means over those."""
     by = {"speaking": [row["output"] for row in rows if row["output"]]}
     tried = [one for row in rows for one in row["outputs"]]
     lost: dict[str, Counter[str]] = {}
