@@ -361,7 +361,7 @@ def _does(said: store_outputs.Said) -> Text:
     if own is not None and own.value is not None:
         text.append(
             f" {number(own.value, '+.2f')} [{number(own.lo, '+.2f')}, {number(own.hi, '+.2f')}] nats above random "
-            f"directions at a KL of {said.row.kl:g}; p {number(said.value('output_own_p'))} among their own labels"
+            f"directions at a KL of {said.row.kl:g}; p {number(said.value('output_own_p'))} against their own labels"
         )
     return text
 

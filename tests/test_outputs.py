@@ -15,7 +15,7 @@ from autointerp import causal, export, output_grade, outputs, report, serve, sho
 from autointerp import dictionary as dictionaries
 from autointerp.config import SubjectSection
 from autointerp.dictionary import Dictionary
-from autointerp.errors import Unreachable
+from autointerp.errors import DictionaryError, Unreachable
 from autointerp.lexicon import Lexicon
 from autointerp.matched import Prompts, Pushed
 from autointerp.output_words import LISTED, SHOWN, evidence, messages, standardised, without
@@ -155,6 +155,34 @@ def test_a_run_that_was_stopped_and_goes_on_says_what_one_that_never_stopped_say
     again = made(run)
     assert not again.tally.worked
     assert kept(run) == kept(whole)
+
+
+def test_a_feature_that_no_strength_turns_up_has_a_reason_and_the_others_their_labels(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.read(run / "run.duckdb") as store:
+        stuck = causal.labelled(report.read(store))[1].feature
+    original = Prompts.pushed
+
+    def pushed(self: Prompts, dictionary: Dictionary, feature: int, kl: float, start: float) -> Pushed | None:
+        of_random = dictionary.name.endswith("-directions")
+        return None if feature == stuck and not of_random else original(self, dictionary, feature, kl, start)
+
+    monkeypatch.setattr(Prompts, "pushed", pushed)
+    said = made(run)
+    assert {(one.row.status, one.row.reason) for one in kept(run)[stuck]} == {("skipped", "kl_not_reached")}
+    assert said.tally.failed["kl_not_reached"] == 2 and said.tally.ok > 0
+    assert not made(run).tally.worked
+
+
+def test_without_a_lens_there_are_labels_by_the_change_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise DictionaryError("its directions do not reach the unembedding")
+
+    monkeypatch.setattr("autointerp.lens.check", refuse)
+    made(run)
+    by = {method: {one.row.reason for said in kept(run).values() for one in said if one.row.method == method} for method in ORDER}
+    assert by["vocab-proj"] == {"no_lens"} and None in by["token-change"]
 
 
 # -- apart from the input side -----------------------------------------------------------------------------------------
@@ -383,6 +411,19 @@ def test_a_model_is_shown_both_lists_and_never_the_input_label(run: Path) -> Non
     again = FakeDoor(lambda _: "{}")
     made(run, again)
     assert not again.asked
+
+
+def test_the_command_asks_where_it_is_told_to(
+    run: Path, autointerp: Autointerp, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+) -> None:
+    door = FakeDoor(lambda _: '{"labels": ["rivers and castles"]}')
+    monkeypatch.setattr("autointerp.llm.Door", door)
+    assert autointerp("causal", str(run), *AT).code == 0 and not door.asked  # its explainer asks nobody
+    ended = autointerp("causal", str(run), *AT, "--explain", "--json")
+    assert ended.code == 0 and len(door.asked) == 6 and "causal: nothing pending" in ended.err
+    found = json.loads(ended.out)
+    assert {row["output"]["label"] for row in found["features"]} == {"rivers and castles"}
+    assert found["summary"]["outputs"]["output"]["labels"] == 6
 
 
 @pytest.mark.parametrize(
