@@ -190,15 +190,16 @@ def test_without_a_lens_there_are_labels_by_the_change_alone(run: Path, monkeypa
 INPUT_TABLES = ("explanation", "draw", "simulation", "judgement", "verdict", "label_edit", "run")
 
 
-def input_side(folder: Path, command: Autointerp) -> dict[str, object]:
+def input_side(folder: Path, other: Path, command: Autointerp) -> dict[str, object]:
     """All that commands and tables say of input labels."""
     said: dict[str, object] = {table: rows(folder, f"SELECT * FROM {table} ORDER BY ALL") for table in INPUT_TABLES}
     for words in (
         ("report", str(folder), "--json"), ("search", "river", str(folder), "--json"), ("top", str(folder), "--json"),
-        ("compare", str(folder), str(folder), "--json"),
+        ("compare", str(folder), str(other), "--json"), ("relate", str(folder), "--json"),
     ):  # fmt: skip
         ended = command(*words)
-        said[words[0]] = (ended.code, ended.out)
+        assert ended.code == 0 and ended.out, ended
+        said[words[0]] = ended.out
     with Store.read(folder / "run.duckdb") as store:
         reading = report.read(store)
         said["chosen"] = store.chosen(reading.run)
@@ -211,9 +212,12 @@ def input_side(folder: Path, command: Autointerp) -> dict[str, object]:
 
 
 def test_nothing_of_the_input_side_changes_by_a_bit_whatever_output_labels_say(
-    run: Path, autointerp: Autointerp  # noqa: F811
+    run: Path, tmp_path: Path, autointerp: Autointerp  # noqa: F811
 ) -> None:
-    before = input_side(run, autointerp)
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    with Store.create(other / "run.duckdb") as store:
+        store.db.execute("UPDATE run SET run_id = 'other'")  # another arm of a comparison
+    before = input_side(run, other, autointerp)
     made(run)
     with Store.create(run / "run.duckdb") as store:  # whoever reads one would follow it
         store.db.execute(
@@ -221,7 +225,7 @@ def test_nothing_of_the_input_side_changes_by_a_bit_whatever_output_labels_say(
         )
         store.db.execute("UPDATE output_label SET label = 'river' WHERE status = 'ok'")
     assert rows(run, "SELECT count(*) FROM score WHERE value = 1e6") != [(0,)]
-    after = input_side(run, autointerp)
+    after = input_side(run, other, autointerp)
     assert after.keys() == before.keys()
     for name, said in before.items():
         assert after[name] == said, name
