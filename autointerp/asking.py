@@ -89,7 +89,7 @@ class Asking:
                 continue
             content, n_shown = filled
             waiting[feature] = _Answers(n_shown, self.draws)
-            given = Given([m["content"] for m in content], _examples(content))
+            given = Given([m["content"] for m in content], examples(content))
             parse = partial(_read, self.method, given, wanted, self.cfg.max_words)
             for draw in range(self.draws):
                 request = Request(
@@ -133,7 +133,7 @@ def _status(reason: str | None) -> str:
     return "refused" if reason == "refusal" else "unparsed"
 
 
-def _examples(content: list[dict[str, str]]) -> list[str]:
+def examples(content: list[dict[str, str]]) -> list[str]:
     """The labels in a prompt's example answers: a small model repeats them."""
     found: list[str] = []
     for message in content:

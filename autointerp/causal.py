@@ -16,12 +16,13 @@ log-probability rises than under a random direction, in nats. The interval is ov
     lens_agreement_p     share of random directions, this one counted, whose promoted words are as near
 
 These are rows of `score` under an id of their own, as those of judges are. Nothing that chooses or grades a label reads
-them: a feature may well fire on what it does not promote.
+them: a feature may well fire on what it does not promote. What it promotes has labels of its own kind: `outputs.py`.
 """
 
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from autointerp.lexicon import Lexicon
 from autointerp.matched import Prompts, Pushed, random_directions
 from autointerp.population import feature_index
 from autointerp.report import Label, Reading
-from autointerp.rows import Score
+from autointerp.rows import Score, Split
 from autointerp.store import Store
 from autointerp.store_causal import causal_scores, prompt_passages
 from autointerp.subject import Subject
@@ -99,27 +100,61 @@ def pending(reading: Reading, store: Store, labels: Sequence[Label], kl: float) 
     return [label for label in labels if any((label.explanation_id, metric) not in done for metric in METRICS)]
 
 
-def compute(reading: Reading, store: Store, labels: Sequence[Label], kl: float, bar: Bar) -> Tally:
+class Beside(Protocol):
+    """What is found of features while each is turned up, so that nothing is turned up twice: `outputs.Outputs`."""
+
+    def pending(self, labels: Sequence[Label]) -> list[Label]:
+        """The features that it is not done with."""
+        ...
+
+    def begin(self, scoring: "Scoring") -> None:
+        """Called once, before the first feature; not at all where nothing is pending."""
+        ...
+
+    def take(self, label: Label, pushed: Pushed | None) -> None:
+        """A pending feature at this KL; None where no strength gives it."""
+        ...
+
+    def flush(self) -> None:
+        """No more features come."""
+        ...
+
+
+def compute(
+    reading: Reading, store: Store, labels: Sequence[Label], kl: float, bar: Bar, beside: Beside | None = None
+) -> Tally:
     """Score what is pending of these labels, feature by feature. One unit is a feature.
 
     Raises DictionaryError where features cannot be added to the subject, StoreError without texts of the score split.
     """
-    started, tally, key = time.perf_counter(), Tally("causal"), causal_id(reading.settings, kl)
-    if todo := pending(reading, store, labels, kl):
+    started, tally = time.perf_counter(), Tally("causal")
+    mine = {label.feature for label in pending(reading, store, labels, kl)}
+    theirs = {label.feature for label in beside.pending(labels)} if beside is not None else set()
+    if todo := [label for label in labels if label.feature in mine | theirs]:
         scoring = Scoring(reading, store, kl, bar)
+        if beside is not None and theirs:
+            beside.begin(scoring)
         bar.start("causal", total=len(todo), unit="features")
         for label in todo:
-            found = scoring.rows(label)
-            lost = found["causal"].reason
-            with store.transaction():
-                store.add([score(reading, label, metric, key, row) for metric, row in found.items()])
-            if lost is None:
-                tally.ok += 1
-            else:
-                tally.failed[lost] += 1
+            if label.feature in mine:
+                _add(reading, store, label, kl, scoring.rows(label), tally)
+            if beside is not None and label.feature in theirs:
+                beside.take(label, scoring.push(label.feature))
             bar.advance()
+        if beside is not None and theirs:
+            beside.flush()
     tally.seconds = time.perf_counter() - started
     return tally
+
+
+def _add(reading: Reading, store: Store, label: Label, kl: float, found: dict[str, Row], tally: Tally) -> None:
+    key, explanation = causal_id(reading.settings, kl), label.explanation_id or ""
+    with store.transaction():
+        store.add([score(reading, explanation, label.feature, metric, key, row) for metric, row in found.items()])
+    if (lost := found["causal"].reason) is None:
+        tally.ok += 1
+    else:
+        tally.failed[lost] += 1
 
 
 class Scoring:
@@ -139,9 +174,11 @@ class Scoring:
         self.largest = store.features(reading.run.collection_id)["max"].max(axis=0)
         # Of the whole run, not of what is pending: a resumed run must find the same.
         features = [label.feature for label in labels]
-        null = random_directions(self.dictionary, features, RANDOM_LENS, self.seed)
+        self.directions = null = random_directions(self.dictionary, features, RANDOM_LENS, self.seed)
         self.texts = Prompts(subject, target.keys.hookpoint, texts(store, reading.run.collection_id), FIRST)
         start = float(np.median(self.largest[features]))
+        self._latest: tuple[int, Pushed | None] | None = None
+        self.null_amounts: dict[int, float] = {}  # random direction -> what was added, of those that were turned up
         self.null, self.null_by_text = self._push_null(null, start, bar)
         self._read(reading, subject, target.keys.hookpoint, null)
 
@@ -154,7 +191,7 @@ class Scoring:
             if pushed is not None:
                 each.append(pushed.change.mean(dim=0).cpu())
                 total, n = total + pushed.change.cpu(), n + 1
-                start = pushed.amount
+                start = self.null_amounts[i] = pushed.amount
             bar.advance()
         if n < RANDOM // 2:
             raise ConfigError(f"no strength of random directions gives a KL of {self.kl:g}: ask for another --kl")
@@ -172,6 +209,7 @@ class Scoring:
         directions = lens.Lens(section, null, hookpoint)
         logits = [directions.logits(i).numpy() for i in range(RANDOM_LENS)]
         self.null_words = np.stack([self.lexicon.strongest(row, PROMOTED) for row in logits])
+        self.null_logits = np.stack(logits[:RANDOM])  # [direction, token], of those that are turned up
 
     def rows(self, label: Label) -> dict[str, Row]:
         """Every metric of one label."""
@@ -180,10 +218,25 @@ class Scoring:
             return dict.fromkeys(METRICS, Row(None, reason="label_without_words"))
         return self._pushed(label) | self._promoted(label, similarity)
 
+    def push(self, feature: int) -> Pushed | None:
+        """The feature at this KL; None where no strength gives it. The latest is kept: it may be asked for twice."""
+        if self._latest is None or self._latest[0] != feature:
+            found = self.texts.pushed(self.dictionary, feature, self.kl, float(self.largest[feature]) / 2)
+            self._latest = feature, found
+        return self._latest[1]
+
+    def above(
+        self, pushed: Pushed, tokens: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], float, NDArray[np.float32]]:
+        """The rise of these tokens above that under random directions [text], the rise itself, and that under each
+        random direction [direction]."""
+        change = pushed.change.cpu().numpy()
+        above = (change[:, tokens] - self.null_by_text[:, tokens]).mean(axis=1)
+        return above.astype(np.float64), float(change[:, tokens].mean()), self.null[:, tokens].mean(axis=1)
+
     def _pushed(self, label: Label) -> dict[str, Row]:
         feature = label.feature
-        largest = float(self.largest[feature])
-        pushed = self.texts.pushed(self.dictionary, feature, self.kl, largest / 2)
+        largest, pushed = float(self.largest[feature]), self.push(feature)
         if pushed is None:
             return dict.fromkeys(PUSHED, Row(None, reason="kl_not_reached"))
         return self.compared(feature, pushed) | {
@@ -193,13 +246,10 @@ class Scoring:
 
     def compared(self, feature: int, pushed: Pushed) -> dict[str, Row]:
         """The label's tokens under this direction, against random directions and against other labels' tokens."""
-        change, tokens = pushed.change.cpu().numpy(), self.tokens[feature]
-        above = (change[:, tokens] - self.null_by_text[:, tokens]).mean(axis=1)
-        random = np.random.default_rng([self.seed, feature])
-        interval = metrics.mean_interval(above.astype(np.float64), BOOTSTRAP, random)
-        null = self.null[:, tokens].mean(axis=1)
-        own = float(change[:, tokens].mean())
-        over_null = change.mean(axis=0) - self.null_by_text.mean(axis=0)
+        tokens = self.tokens[feature]
+        above, own, null = self.above(pushed, tokens)
+        interval = metrics.mean_interval(above, BOOTSTRAP, np.random.default_rng([self.seed, feature]))
+        over_null = pushed.change.cpu().numpy().mean(axis=0) - self.null_by_text.mean(axis=0)
         others = np.array([over_null[ids].mean() for other, ids in self.tokens.items() if other != feature])
         beaten = float(np.mean(others < over_null[tokens].mean())) if len(others) else None
         return {
@@ -225,21 +275,21 @@ def p_of(own: float, null: NDArray[np.float32]) -> float:
     return float((1 + np.sum(null >= own)) / (1 + len(null)))
 
 
-def texts(store: Store, collection_id: str) -> list[list[int]]:
-    """Token ids of the texts. Raises StoreError where the score split has none that is long enough."""
-    ids = prompt_passages(store, collection_id, TOKENS, TEXTS)
+def texts(store: Store, collection_id: str, split: Split = "score") -> list[list[int]]:
+    """Token ids of the texts of a split. Raises StoreError where it has none that is long enough."""
+    ids = prompt_passages(store, collection_id, TOKENS, TEXTS, split)
     found = store.passages(collection_id, np.array(ids, dtype=np.int64)) if ids else {}
     texts = [found[i].tokens[:TOKENS] for i in ids]
     if not texts:
-        raise StoreError(f"the score split has no panel passage of {TOKENS} tokens to steer the subject on")
+        raise StoreError(f"the {split} split has no panel passage of {TOKENS} tokens to steer the subject on")
     return texts
 
 
-def score(reading: Reading, label: Label, metric: str, key: str, row: Row) -> Score:
+def score(reading: Reading, explanation_id: str, feature: int, metric: str, key: str, row: Row) -> Score:
     """The row of a number; `key` is the id that it is kept under."""
     return Score(
-        score_id=fingerprint([label.explanation_id, key, reading.run.scorer_id, metric]),
-        explanation_id=label.explanation_id or "", collection_id=reading.run.collection_id, feature=label.feature,
+        score_id=fingerprint([explanation_id, key, reading.run.scorer_id, metric]),
+        explanation_id=explanation_id, collection_id=reading.run.collection_id, feature=feature,
         split="score", simulator_id=key, scorer_id=reading.run.scorer_id, metric=metric,
         status="ok" if row.value is not None else "skipped", value=row.value, lo=row.lo, hi=row.hi, n=row.n,
         reason=None if row.value is not None else row.reason,

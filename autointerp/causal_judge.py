@@ -106,7 +106,8 @@ class _Judging:
 
     def _add(self, label: Label, row: Row) -> None:
         with self.store.transaction():
-            self.store.add([causal.score(self.reading, label, METRIC, self.judge_id, row)])
+            explanation = label.explanation_id or ""
+            self.store.add([causal.score(self.reading, explanation, label.feature, METRIC, self.judge_id, row)])
         self.tally.ok += row.reason is None
         self.tally.failed += Counter([row.reason] if row.reason is not None else [])
 

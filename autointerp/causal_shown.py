@@ -9,19 +9,22 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autointerp import causal_judge, metrics
+from autointerp import causal_judge, metrics, outputs_shown
 from autointerp.causal import BOOTSTRAP, METRICS, causal_id
+from autointerp.outputs import labeller_ids
 from autointerp.report import Label, Reading, number
 from autointerp.rows import Score
 from autointerp.show import visible
 from autointerp.store import Store
 from autointerp.store_causal import causal_scores
+from autointerp.store_outputs import said_by
 
 LEVEL = 0.05  # of p: random directions are below it this often
 
 
 def as_json(reading: Reading, store: Store, labels: Sequence[Label], kl: float) -> dict[str, Any]:
-    """`summary` over these labels, and `features`: each with its label, its grade and all numbers or their reasons."""
+    """`summary` over these labels, and `features`: each with its label, its grade and all numbers or their reasons, and
+    with its output labels and theirs."""
     key = causal_id(reading.settings, kl)
     by: dict[str, dict[str, Score]] = {}
     for score in causal_scores(store, [label.explanation_id or "" for label in labels], key):
@@ -29,7 +32,13 @@ def as_json(reading: Reading, store: Store, labels: Sequence[Label], kl: float) 
     for score in causal_scores(store, list(by), causal_judge.judge_id(reading.settings, kl)):
         by[score.explanation_id][score.metric] = score
     rows = [_row(label, by[label.explanation_id]) for label in labels if label.explanation_id in by]
-    return {"run": reading.run.name, "kl": kl, "causal_id": key, "summary": summary(rows), "features": rows}
+    makers = list(labeller_ids(reading.settings, kl, ask=True).values())
+    said = said_by(store, reading.run.collection_id, makers)
+    rows = [row | outputs_shown.as_json(said.get(row["feature"], [])) for row in rows]
+    return {
+        "run": reading.run.name, "kl": kl, "causal_id": key,
+        "summary": summary(rows) | {"outputs": outputs_shown.summary(rows, LEVEL, _mean)}, "features": rows,
+    }  # fmt: skip
 
 
 def _row(label: Label, found: dict[str, Score]) -> dict[str, Any]:
@@ -85,22 +94,32 @@ def _spearman(rows: Sequence[dict[str, Any]]) -> float | None:
 
 
 def to_terminal(found: dict[str, Any], console: Console) -> None:
-    """A line per label, the largest score first, and the figures of the whole."""
+    """A line per label, the largest score first, below it the feature's output label, and the figures of the whole."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("feature", justify="right", style="cyan")
     table.add_column("label", ratio=1, overflow="fold")
-    for name in ("causal", "95 %", "p", "others", "strength", "lens p", "r_rank"):
+    for name in ("causal", "95 %", "p", "others", "strength", "lens p", "r_rank", "own p"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in sorted(found["features"], key=lambda row: (row["causal"] is None, -(row["causal"] or 0.0))):
-        ends = "-" if row["causal_lo"] is None else f"{row['causal_lo']:.2f}..{row['causal_hi']:.2f}"
+        ends = _ends(row["causal_lo"], row["causal_hi"])
         cells = (row.get("causal_p"), row.get("causal_others"), row.get("causal_strength"), row.get("lens_agreement_p"))
         causal = number(row["causal"], "+.2f") if row["causal"] is not None else row["reasons"].get("causal", "-")
         table.add_row(
             str(row["feature"]), Text(visible(row["label"])), causal, ends, *map(number, cells), number(row["r_rank"])
         )
+        if (does := row["output"]) is not None:
+            ends = _ends(does["output_causal_lo"], does["output_causal_hi"])
+            table.add_row(
+                "", Text(f"does: {visible(does['label'])}", style="dim"), number(does["output_causal"], "+.2f"), ends,
+                number(does["output_p"]), "", "", "", "", number(does["output_own_p"]),
+            )  # fmt: skip
     console.print(table)
     for line in lines(found):
         console.print(Text(line))
+
+
+def _ends(lo: float | None, hi: float | None) -> str:
+    return "-" if lo is None or hi is None else f"{lo:.2f}..{hi:.2f}"
 
 
 def lines(found: dict[str, Any]) -> list[str]:
@@ -123,4 +142,5 @@ def lines(found: dict[str, Any]) -> list[str]:
         + told("lens_share", ".0%"),
         f"        random directions whose promoted words are further from it: {told('lens_beaten', '.0%')}",
         f"r_rank  rank correlation with the causal score: {number(s['r_rank_spearman'])}",
+        *outputs_shown.lines(s["outputs"]),
     ]

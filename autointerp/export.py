@@ -16,6 +16,7 @@ from rich.text import Text
 
 from autointerp.errors import ConfigError, StoreError, nearest
 from autointerp.report import Label, Reading
+from autointerp.store_outputs import Said
 from autointerp.text import printable
 
 RISKY = ("=", "+", "-", "@", "\t", "\r", "\n", "'")  # what a cell begins with that must not be run
@@ -49,6 +50,11 @@ SCHEMA = pa.schema([
     pa.field("lift", pa.float64(), metadata={"doc": "r_rank - r_tok"}),
     pa.field("null", pa.float64(), metadata={"doc": "mean r_rank of other features' labels on this feature"}),
     pa.field("n_passages", pa.int32(), nullable=False, metadata={"doc": "passages behind r_rank"}),
+    pa.field("output_label", pa.string(), metadata={"doc": "what the feature makes the subject say; null: not known"}),
+    pa.field("output_method", pa.string(), metadata={"doc": "vocab-proj, token-change, or output of a model"}),
+    pa.field("output_causal", pa.float64(), metadata={"doc": "nats by which its tokens rise above random directions"}),
+    pa.field("output_p", pa.float64(), metadata={"doc": "share of random directions that raise them as much"}),
+    pa.field("output_own_p", pa.float64(), metadata={"doc": "the same, of random directions' own labels"}),
     pa.field("density", pa.float64(), nullable=False, metadata={"doc": "share of tokens on which the feature fires"}),
     pa.field("kind", pa.string(), nullable=False, metadata={"doc": "eligible, dense, too_rare or dead"}),
     pa.field("method", pa.string(), metadata={"doc": METHODS}),
@@ -82,12 +88,23 @@ def _records(reading: Reading) -> list[dict[str, Any]]:
         "subject": reading.collection["subject"], "hookpoint": reading.collection["hookpoint"],
         "collection_id": reading.run.collection_id, "code_version": reading.run.code_version,
     }  # fmt: skip
-    return [{name: (_columns(label) | shared)[name] for name in SCHEMA.names} for label in reading.labels]
+    return [
+        {name: (_columns(label) | _does(reading.does.get(label.feature)) | shared)[name] for name in SCHEMA.names}
+        for label in reading.labels
+    ]
 
 
 def _columns(label: Label) -> dict[str, Any]:
     evidence = json.dumps(label.evidence) if label.evidence else None
     return asdict(label) | label.numbers | {"evidence": evidence}
+
+
+def _does(said: Said | None) -> dict[str, Any]:
+    """The columns of a feature's output label."""
+    numbers = {metric: said.value(metric) if said else None for metric in ("output_causal", "output_p", "output_own_p")}
+    return numbers | {
+        "output_label": said.row.label if said else None, "output_method": said.row.method if said else None,
+    }  # fmt: skip
 
 
 def write(reading: Reading | Sequence[Reading], format: str, folder: Path, output: Path | None = None) -> Path:

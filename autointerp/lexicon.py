@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autointerp.config import fingerprint
 from autointerp.simulators.clauses import clauses
-from autointerp.simulators.sentences import sentence_vectors
+from autointerp.simulators.sentences import sentence_vectors, wordpieces
 from autointerp.subject import Subject, cache_folder
 from autointerp.tally import Bar
 
@@ -50,6 +50,11 @@ class Lexicon:
         ends = np.cumsum([0, *(len(found) for found in split)])
         return [(vectors[a:b] @ self.vectors.T).max(axis=0) if b > a else None for a, b in pairwise(ends)]
 
+    def among(self, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The cosine of every word to the nearest of these words, [word]: `similarities` of a list of them."""
+        nearest: NDArray[np.float32] = (self.vectors[places] @ self.vectors.T).max(axis=0)
+        return nearest
+
     def tokens(self, similarity: NDArray[np.float32], n: int) -> NDArray[np.int64]:
         """Ids of all tokens that spell one of the n words nearest in meaning."""
         nearest = np.argsort(-similarity, kind="stable")[:n]
@@ -57,9 +62,17 @@ class Lexicon:
 
     def strongest(self, logits: NDArray[np.float32], n: int) -> NDArray[np.int64]:
         """The n words (places) with the largest logit of any token that spells them; logits [token]."""
+        return np.argsort(-self.best(logits), kind="stable")[:n]
+
+    def best(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The largest of [token] values among the tokens that spell each word: [word]."""
         best = np.full(len(self.words), -np.inf, dtype=np.float32)
-        np.maximum.at(best, self.word, logits[self.token])
-        return np.argsort(-best, kind="stable")[:n]
+        np.maximum.at(best, self.word, values[self.token])
+        return best
+
+    def whole(self) -> NDArray[np.bool_]:
+        """[word], False for what the encoder's tokenizer takes to pieces: parts of words, and rare ones."""
+        return wordpieces(self.words, self.encoder) == 1
 
 
 def _vectors(words: Sequence[str], encoder: str, bar: Bar) -> NDArray[np.float32]:

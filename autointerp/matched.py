@@ -57,6 +57,12 @@ class Prompts:
         amount = search(kl_of, kl, start)
         return None if amount is None else Pushed(amount, *found[amount])
 
+    def changed(self, dictionary: Dictionary, feature: int, amount: float) -> Tensor:
+        """What adding so much of the decoder row changes, whatever it costs: float32 [token], log-probability minus
+        the unsteered, the mean over prompts and positions."""
+        with intervening(self.subject, self.hookpoint, dictionary, [Edit(feature, "add", amount)]):
+            return (self._next() - self.own).mean(dim=(0, 1))
+
     @torch.inference_mode()
     def _next(self) -> Tensor:
         """Log-probabilities, float32 [prompt, position, token]."""

@@ -239,4 +239,18 @@ STEPS: tuple[tuple[str, str], ...] = (
         ALTER TABLE run ADD COLUMN grouping_id VARCHAR;
         """,
     ),
+    (
+        "m014_output_labels",
+        """
+        CREATE TABLE output_label (
+            output_id VARCHAR NOT NULL, collection_id VARCHAR NOT NULL, feature INTEGER NOT NULL,
+            labeller_id VARCHAR NOT NULL,
+            method VARCHAR NOT NULL CHECK (method IN ('vocab-proj', 'token-change', 'output')), model VARCHAR,
+            kl DOUBLE NOT NULL, status status NOT NULL, label VARCHAR, reason VARCHAR, promoted VARCHAR[] NOT NULL,
+            suppressed VARCHAR[] NOT NULL, call_id VARCHAR, made_at TIMESTAMP NOT NULL DEFAULT now(),
+            CHECK ((status = 'ok') = (label IS NOT NULL)), CHECK ((status = 'ok') = (reason IS NULL)),
+            CHECK ((method = 'output') = (model IS NOT NULL))
+        );
+        """,
+    ),
 )

@@ -7,7 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from autointerp.people import votes
 from autointerp.population import Population, population
 from autointerp.rows import Run, Score
 from autointerp.store import Store
+from autointerp.store_outputs import Said, latest, speaking
 from autointerp.text import printable, words
 
 FORMATS = ("html", "md")
@@ -101,6 +102,7 @@ class Reading:
     judged: dict[int, dict[str, float | None]]  # feature -> metric of a judge -> value; {} where nobody was asked
     certificate: dict[str, Any] | None  # of the simulator that graded; None: uncertified
     alone: bool = True  # False where the configuration has other dictionaries, which have readings of their own
+    does: Mapping[int, Said] = field(default_factory=dict)  # feature -> its output label, which no grade here reads
 
 
 def read(store: Store, dictionary: str | None = None, only: Sequence[int] | None = None) -> Reading:
@@ -127,7 +129,9 @@ def read_run(store: Store, run: Run, only: Sequence[int] | None = None) -> Readi
     certificate = None if known is None else json.loads(known.certificate)
     summary = _summary(store, run, found, labels, judged) | {"scorer": _scorer(settings, certificate)}
     values = {f: {metric: score.value for metric, score in by.items()} for f, by in judged.items()}
-    return Reading(run, settings, row, found, labels, summary, values, certificate, alone)
+    said = latest(store, run.collection_id, run.features or [])
+    does = {feature: one for feature, all_ in said.items() if (one := speaking(all_)) is not None}
+    return Reading(run, settings, row, found, labels, summary, values, certificate, alone, does)
 
 
 def read_all(store: Store, only: Sequence[int] | None = None) -> list[Reading]:

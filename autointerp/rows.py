@@ -244,6 +244,28 @@ class Explanation(Row):
 
 
 @dataclass(frozen=True, slots=True)
+class OutputLabel(Row):
+    """What a feature makes the subject say, or why nothing is said of it. Never a candidate, and graded apart."""
+
+    table: ClassVar[str] = "output_label"
+    output_id: Annotated[str, "hash of feature, collection, labeller and KL; `explanation_id` of its rows in score"]
+    collection_id: Annotated[str, "collection whose subject and dictionary were read"]
+    feature: Annotated[int, "index of the feature"]
+    labeller_id: Annotated[str, "hash of method, prompt, model and everything that decides the evidence"]
+    method: Annotated[
+        str, "vocab-proj: by the logit lens; token-change: by turning it up; output: a model was shown both"
+    ]
+    model: Annotated[str | None, "model asked; NULL where none was"]
+    kl: Annotated[float, "nats per token that turning it up cost; of the causal score that grades the label"]
+    status: Annotated[Status, "ok, or why there is no label"]
+    label: Annotated[str | None, "the label; NULL unless ok"]
+    reason: Annotated[str | None, "machine-readable reason; NULL when ok"]
+    promoted: Annotated[list[str], "words that the method found likelier, most first; the label is made of these"]
+    suppressed: Annotated[list[str], "words that it found less likely, most first"]
+    call_id: Annotated[str | None, "the request and reply behind it; NULL where no model was asked"]
+
+
+@dataclass(frozen=True, slots=True)
 class LabelEdit(Row):
     """What somebody said of a feature's label: a label from outside, or a vote. Never changed by what is made of it."""
 
@@ -323,14 +345,15 @@ class Score(Row):
 
     table: ClassVar[str] = "score"
     score_id: Annotated[str, "hash of explanation, simulations, design and metric"]
-    explanation_id: Annotated[str, "the label"]
+    explanation_id: Annotated[str, "the label; for metrics of output labels an output_id"]
     collection_id: Annotated[str, "its collection"]
     feature: Annotated[int, "its feature"]
     split: Annotated[Split, "passages it was computed on"]
     simulator_id: Annotated[str, "who predicted, or judged"]
     scorer_id: Annotated[str, "scoring design"]
     metric: Annotated[
-        str, "METRICS in grades.py; of judges detection_f1 ..., fuzzing_accuracy; METRICS in causal.py, causal_choice"
+        str, "METRICS in grades.py; of judges detection_f1 ..., fuzzing_accuracy; METRICS in causal.py, causal_choice; "
+        "of output labels METRICS in store_outputs.py"
     ]
     status: Annotated[Status, "ok, or why there is no value"]
     value: Annotated[float | None, "the number; NULL unless ok"]
@@ -414,5 +437,5 @@ class Call(Row):
 
 TABLES: tuple[type[Row], ...] = (
     Run, Stage, Collection, Fit, Document, Passage, Token, Feature, Excerpt, Panel, Neighbour, Lens,
-    Explanation, LabelEdit, Draw, Simulation, Judgement, Score, Verdict, Grouped, Certified, Call,
+    Explanation, OutputLabel, LabelEdit, Draw, Simulation, Judgement, Score, Verdict, Grouped, Certified, Call,
 )  # fmt: skip

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autointerp import store_report
+from autointerp import outputs_shown, store_outputs, store_report
 from autointerp.edits import Votes
 from autointerp.evidence import Texts
 from autointerp.people import votes
@@ -91,6 +91,7 @@ class Found:
     top_tokens: list[str]  # heaviest first
     lens: Lens | None  # tokens that it promotes and suppresses; None until `autointerp lens`
     causal: list[Score]  # what its label says of what it does, with its p and KL; empty until `autointerp causal`
+    outputs: list[store_outputs.Said]  # what it makes the subject say, by method; empty until `autointerp causal`
     candidates: list[Candidate]  # the chosen one first
     contexts: dict[str, list[Context]]  # by key of KINDS; evidence first, where the verdict has any
 
@@ -98,6 +99,11 @@ class Found:
     def encoded(self) -> bool:
         """False where collect.features left it out: then nothing is known of it, and its counters are no counts."""
         return self.kind != "not_encoded"
+
+    @property
+    def does(self) -> store_outputs.Said | None:
+        """The output label that speaks for it."""
+        return store_outputs.speaking(self.outputs)
 
 
 class Library:
@@ -132,6 +138,7 @@ class Library:
             max_activation=float(self._counters["max"][:, index].max()), max_predicted=predicted.largest,
             top_tokens=top, lens=lenses(self.store, self.collection_id, [index]).get(index),
             causal=causal_of(self.store, label.explanation_id) if label else [],
+            outputs=store_outputs.latest(self.store, self.collection_id, [index]).get(index, []),
             candidates=self._candidates(index, label),
             contexts=self._contexts(index, label, predicted, contexts),
         )  # fmt: skip
@@ -242,7 +249,8 @@ def look_up(reading: Reading, store: Store, feature: str, contexts: int) -> Foun
 def as_json(found: Found) -> dict[str, Any]:
     """Everything about the feature as plain dicts and lists; passages are whole. Without counts where not encoded."""
     chosen = None if found.chosen is None else found.chosen.as_json()
-    return asdict(found) | {"chosen": chosen} | ({} if found.encoded else {"density": None, "counters": {}})
+    said = outputs_shown.as_json(found.outputs)
+    return asdict(found) | {"chosen": chosen} | said | ({} if found.encoded else {"density": None, "counters": {}})
 
 
 def _label_text(label: Label | None) -> str:
@@ -295,6 +303,8 @@ def to_terminal(found: Found, console: Console) -> None:
             console.print(Text(f"category {visible(found.chosen.category)}"))
     for line in _causal(found.causal):
         console.print(line)
+    if found.does is not None:
+        console.print(_does(found.does))
     if found.candidates:
         console.print(_rivals(found.candidates))
     if found.encoded:
@@ -344,6 +354,18 @@ def _causal(scores: list[Score]) -> list[Text]:
                 f" nats above random directions at a KL of {number(kl.value)}, p {number(p.value)}",
             ))  # fmt: skip
     return lines
+
+
+def _does(said: store_outputs.Said) -> Text:
+    """What the feature makes the subject say, and how much likelier than random directions do."""
+    own, text = said.scores.get("output_causal"), Text.assemble("does ", (visible(said.row.label or ""), "bold"))
+    text.append(f" ({said.row.method})", style="dim")
+    if own is not None and own.value is not None:
+        text.append(
+            f" {number(own.value, '+.2f')} [{number(own.lo, '+.2f')}, {number(own.hi, '+.2f')}] nats above random "
+            f"directions at a KL of {said.row.kl:g}; p {number(said.value('output_own_p'))} against their own labels"
+        )
+    return text
 
 
 def _rivals(candidates: list[Candidate]) -> Table:

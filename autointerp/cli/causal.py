@@ -147,6 +147,13 @@ def causal_(
             "--judge/--no-judge", help="ask the run's [judge]; default where judge.kinds is set", show_default=False
         ),
     ] = None,
+    explain: Annotated[
+        bool | None,
+        typer.Option(
+            "--explain/--no-explain", show_default=False,
+            help="ask the run's [explainer] what features do; default where explainer.methods asks a model",
+        ),
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="summary and every number as JSON")] = False,
     dictionary: Dictionary = None,
     config: ConfigFile = None,
@@ -158,14 +165,20 @@ def causal_(
     so an interrupted command goes on where it was. A judge is shown what the subject writes with the feature turned up,
     among texts of two other features, and says which one the label is about.
 
+    Beside it each feature gets output labels: what it makes the subject say, counted, and with --explain by a model.
+    They are graded on the same steered texts, under names of their own. Such a label is made of what the feature
+    raises, so it stands beside what random directions do to labels of their own.
+
     autointerp causal
     autointerp causal results/demo --features 17,650 --json
     autointerp causal results/demo --judge
+    autointerp causal results/demo --no-explain
     autointerp sql "SELECT feature, value, lo, hi FROM score WHERE metric = 'causal' ORDER BY value DESC"
+    autointerp sql "SELECT feature, method, label FROM output_label WHERE status = 'ok' ORDER BY feature"
     """
-    from contextlib import closing
+    from contextlib import closing, nullcontext
 
-    from autointerp import causal, causal_judge, causal_shown
+    from autointerp import causal, causal_judge, causal_shown, outputs
     from autointerp.llm import Door
     from autointerp.population import listed
     from autointerp.store import Store
@@ -174,18 +187,25 @@ def causal_(
     def judges(reading: Any) -> bool:
         return bool(reading.settings.judge.kinds) if judge is None else judge
 
+    def explains(reading: Any) -> bool:
+        return outputs.asks(reading.settings) if explain is None else explain
+
     folder, named = folder_of(run, config, overrides), listed(features) if features else []
     with readings_of(folder, None, None, dictionary) as (readings, store, _):
         chosen = [_reading(readings, named)] if named else readings
         asked = [(reading, causal.wanted(reading, named)) for reading in chosen]
         todo = any(
-            causal.pending(*one, kl) or (judges(reading) and causal_judge.pending(*one, kl))
+            causal.pending(*one, kl) or outputs.pending(*one, kl, explains(reading))
+            or (judges(reading) and causal_judge.pending(*one, kl))
             for reading, labels in asked for one in [(reading, store, labels)]
         )  # fmt: skip
     if todo:
         with Store.create(folder / "run.duckdb") as store, Bar() as bar:
             for reading, labels in asked:
-                say(causal.compute(reading, store, labels, kl, bar).line())
+                with closing(Door(store, reading.settings)) if explains(reading) else nullcontext() as explainer:
+                    said = outputs.Outputs(reading, store, kl, explainer, bar)
+                    say(causal.compute(reading, store, labels, kl, bar, said).line())
+                    say(said.tally.line())
                 if judges(reading):
                     with closing(Door(store, reading.settings)) as door:
                         say(causal_judge.compute(reading, store, labels, kl, door, bar).line())

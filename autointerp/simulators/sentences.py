@@ -58,6 +58,16 @@ def _batches(texts: list[str], tokenizer: Any, pieces: int, quick: bool) -> Iter
             yield width, those[start : start + BATCH]
 
 
+def wordpieces(texts: Sequence[str], encoder: str = PACKAGED_ENCODER) -> NDArray[np.int64]:
+    """Into how many wordpieces the encoder's tokenizer takes each text, [text].
+
+    Raises ConfigError when the encoder cannot be found or read.
+    """
+    _, tokenizer = _encoder(encoder)
+    found = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return np.array([len(ids) for ids in found], dtype=np.int64)
+
+
 @lru_cache(maxsize=1)  # a page asks for one phrase after another
 def _encoder(name: str) -> tuple[Any, Any]:
     model, tokenizer = load_encoder(name)
