@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autointerp.errors import ConfigError
-from autointerp.subject import quiet_transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -34,6 +33,8 @@ def load_encoder(name: str) -> "tuple[Any, PreTrainedTokenizerBase]":
     Raises ConfigError when it cannot be found or read, or is of a kind that gives no vector per wordpiece of a text.
     """
     from transformers import AutoModel, AutoTokenizer
+
+    from autointerp.subject import quiet_transformers
 
     where = resolve_encoder(name)
     try:
