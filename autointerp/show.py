@@ -131,7 +131,7 @@ class Library:
             counters=self._by_split(index), histogram=self.store.histogram(self.collection_id, index),
             max_activation=float(self._counters["max"][:, index].max()), max_predicted=predicted.largest,
             top_tokens=top, lens=lenses(self.store, self.collection_id, [index]).get(index),
-            causal=causal_of(self.store, label.explanation_id) if label else [],
+            causal=causal_of(self.store, index, label.explanation_id) if label else [],
             candidates=self._candidates(index, label),
             contexts=self._contexts(index, label, predicted, contexts),
         )  # fmt: skip

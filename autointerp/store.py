@@ -216,6 +216,11 @@ class Store:
         if self.path is not None and self.snapshot_of is None:
             snapshot_path(self.path).unlink(missing_ok=True)
 
+    def shrink(self, mb: int) -> None:
+        """Give back what DuckDB keeps of the file in memory beyond so many MB; it may take more again at any time."""
+        self.db.execute(f"SET memory_limit = '{mb}MB'")  # a limit frees at once what is above it
+        self.db.execute("RESET memory_limit")
+
     def discard_if_empty(self) -> None:
         """Close, and delete the file (and its folder, if nothing else is in it) when nothing was ever collected."""
         try:
