@@ -22,6 +22,7 @@ from autointerp.report import Reading
 from autointerp.show import Library
 from autointerp.store import Store, snapshot_path
 from autointerp.store_catalog import Catalog
+from autointerp.store_spans import spans
 
 CACHED_MB = 128  # of the file, kept in memory between requests: what every feature's page asks for is in it
 
@@ -35,7 +36,9 @@ class Book:
         self.store, self.stamp = store, stamp
         self.readings = report.read_all(store)
         self.catalog = Catalog(self.readings, store)
-        self.libraries = {reading.collection["dictionary"]: Library(reading, store) for reading in self.readings}
+        self.libraries = {
+            r.collection["dictionary"]: Library(r, store, spans(store, r.run, r.collection["width"])) for r in self.readings
+        }
 
     def close(self) -> None:
         self.store.db.close()

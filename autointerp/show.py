@@ -21,6 +21,7 @@ from autointerp.rows import Lens, Score
 from autointerp.store import Sparse, Store
 from autointerp.store_causal import causal_of
 from autointerp.store_lens import lenses
+from autointerp.store_spans import Spans
 from autointerp.text import printable
 from autointerp.verdicts import MEANING
 
@@ -103,8 +104,9 @@ class Found:
 class Library:
     """What looking up many features shares, read once."""
 
-    def __init__(self, reading: Reading, store: Store) -> None:
-        self.reading, self.store = reading, store
+    def __init__(self, reading: Reading, store: Store, spans: Spans | None = None) -> None:
+        """spans  where rows lie: worth finding out where features are looked up for as long as somebody reads"""
+        self.reading, self.store, self.spans = reading, store, spans
         self.collection_id = reading.run.collection_id
         self.texts = Texts(store, self.collection_id)
         self.labels = {label.feature: label for label in reading.labels}
@@ -122,7 +124,7 @@ class Library:
         row = self.reading.collection
         index = feature_index(feature, row["dictionary"], row["width"])
         label = self.labels.get(index)
-        predicted = self._predictions(label)
+        predicted = self._predictions(index, label)
         top = [self.texts.pieces.get(t, b"").decode("utf-8", "replace")
                for t in self.store.top_tokens(self.collection_id, index)]  # fmt: skip
         return Found(
@@ -161,14 +163,14 @@ class Library:
             ))  # fmt: skip
         return sorted(found, key=lambda c: (not c.chosen, -(c.select_r_rank if c.select_r_rank is not None else -2)))
 
-    def _predictions(self, label: Label | None) -> "_Predictions":
+    def _predictions(self, feature: int, label: Label | None) -> "_Predictions":
         if label is None or label.explanation_id is None:
             return _Predictions({}, {}, {})
         run, key = self.reading.run, label.explanation_id
-        sparse, failed = self.store.simulations(key, run.simulator_id, "score")
-        cells: dict[int, tuple[str, str]] = {
-            d.passage_id: (d.stratum, d.kind) for d in self.store.drawn([key], run.scorer_id, "score").get(key, [])
-        }
+        near = self.spans.of(feature) if self.spans is not None else (None, None)
+        draws = self.store.drawn([key], run.scorer_id, "score", near[0]).get(key, [])
+        sparse, failed = self.store.simulations(key, run.simulator_id, "score", near[1])
+        cells: dict[int, tuple[str, str]] = {d.passage_id: (d.stratum, d.kind) for d in draws}
         return _Predictions(_by_passage(sparse), failed, cells)
 
     def _contexts(

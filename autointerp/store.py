@@ -110,6 +110,9 @@ class PassageRow(NamedTuple):
     masked: list[int]
 
 
+Span = tuple[int, int]  # numbers of a first and a last row of a table
+
+
 class Store:
     """An open database. Use `Store.create`, `Store.read` or `Store.memory`, and close it (it is a context manager)."""
 
@@ -559,11 +562,13 @@ class Store:
         )
         return [Explanation(**row) for row in found]
 
-    def drawn(self, explanation_ids: Sequence[str], scorer_id: str, split: Split) -> dict[str, list[Draw]]:
-        """The scoring sets already drawn, by explanation."""
+    def drawn(
+        self, explanation_ids: Sequence[str], scorer_id: str, split: Split, span: Span | None = None
+    ) -> dict[str, list[Draw]]:
+        """The scoring sets already drawn, by explanation; all of their rows are within `span`, where that is known."""
         found = self._rows(
             "SELECT * FROM draw WHERE explanation_id IN (SELECT unnest(?)) AND scorer_id = ? AND split = ? "
-            "ORDER BY explanation_id, stratum, kind, passage_id",
+            f"AND {_within(span)} ORDER BY explanation_id, stratum, kind, passage_id",
             [list(explanation_ids), scorer_id, split],
         )
         result: dict[str, list[Draw]] = {}
@@ -580,14 +585,19 @@ class Store:
         )
         return {explanation: set(passages) for explanation, passages in rows.fetchall()}
 
-    def simulations(self, explanation_id: str, simulator_id: str, split: Split) -> tuple[Sparse, dict[int, str]]:
-        """Predictions of one label by passage id, and the passages without one with the reason."""
-        # In two steps, because those of a label lie together: what is far from the first and the last is not read.
+    def simulations(
+        self, explanation_id: str, simulator_id: str, split: Split, span: Span | None = None
+    ) -> tuple[Sparse, dict[int, str]]:
+        """Predictions of one label by passage id, and the passages without one with the reason.
+
+        span  where all of their rows are, if that is known
+        """
         asked = [explanation_id, simulator_id, split]
         where = "explanation_id = ? AND simulator_id = ? AND split = ?"
-        ends = self._one(f"SELECT min(rowid), max(rowid) FROM simulation WHERE {where}", asked)
-        first, last = ends if ends is not None and ends[0] is not None else (0, -1)
-        near = f"rowid BETWEEN {int(first)} AND {int(last)} AND {where}"
+        if span is None:  # those of a label lie together: what is far from the first and the last is not read
+            ends = self._one(f"SELECT min(rowid), max(rowid) FROM simulation WHERE {where}", asked)
+            span = ends if ends is not None and ends[0] is not None else (0, -1)
+        near = f"{_within(span)} AND {where}"
         table = self._arrow(
             f"SELECT passage_id, positions, predicted FROM simulation WHERE {near} AND status = 'ok' "
             "ORDER BY passage_id",
@@ -807,6 +817,11 @@ def _offsets(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return (
         np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64) if lengths else np.zeros(1, np.int64)
     )
+
+
+def _within(span: Span | None) -> str:
+    """A condition on rows."""
+    return "true" if span is None else f"rowid BETWEEN {int(span[0])} AND {int(span[1])}"
 
 
 def _asked(run: Run) -> dict[str, Any]:
