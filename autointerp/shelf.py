@@ -22,7 +22,7 @@ from autointerp.report import Reading
 from autointerp.show import Library
 from autointerp.store import Store, snapshot_path
 from autointerp.store_catalog import Catalog
-from autointerp.store_spans import spans
+from autointerp.store_places import places
 
 CACHED_MB = 128  # of the file, kept in memory between requests: what every feature's page asks for is in it
 
@@ -37,7 +37,7 @@ class Book:
         self.readings = report.read_all(store)
         self.catalog = Catalog(self.readings, store)
         self.libraries = {
-            r.collection["dictionary"]: Library(r, store, spans(store, r.run, r.collection["width"])) for r in self.readings
+            r.collection["dictionary"]: Library(r, store, places(store, r.run, r.collection["width"])) for r in self.readings
         }
 
     def close(self) -> None:

@@ -21,7 +21,7 @@ from autointerp.rows import Lens, Score
 from autointerp.store import Sparse, Store
 from autointerp.store_causal import causal_of
 from autointerp.store_lens import lenses
-from autointerp.store_spans import Spans
+from autointerp.store_places import Places
 from autointerp.text import printable
 from autointerp.verdicts import MEANING
 
@@ -104,11 +104,11 @@ class Found:
 class Library:
     """What looking up many features shares, read once."""
 
-    def __init__(self, reading: Reading, store: Store, spans: Spans | None = None) -> None:
-        """spans  where rows lie: worth finding out where features are looked up for as long as somebody reads"""
-        self.reading, self.store, self.spans = reading, store, spans
+    def __init__(self, reading: Reading, store: Store, places: Places | None = None) -> None:
+        """places  where rows lie: worth finding out where features are looked up for as long as somebody reads"""
+        self.reading, self.store, self.places = reading, store, places
         self.collection_id = reading.run.collection_id
-        self.texts = Texts(store, self.collection_id)
+        self.texts = Texts(store, self.collection_id, places)
         self.labels = {label.feature: label for label in reading.labels}
 
     @cached_property
@@ -167,7 +167,7 @@ class Library:
         if label is None or label.explanation_id is None:
             return _Predictions({}, {}, {})
         run, key = self.reading.run, label.explanation_id
-        near = self.spans.of(feature) if self.spans is not None else (None, None)
+        near = self.places.of(feature) if self.places is not None else (None, None)
         draws = self.store.drawn([key], run.scorer_id, "score", near[0]).get(key, [])
         sparse, failed = self.store.simulations(key, run.simulator_id, "score", near[1])
         cells: dict[int, tuple[str, str]] = {d.passage_id: (d.stratum, d.kind) for d in draws}

@@ -504,19 +504,19 @@ class Store:
             _flat(table["positions"]), _flat(table["activations"]),
         )  # fmt: skip
 
-    def passages(self, collection_id: str, ids: NDArray[np.int64] | None = None) -> dict[int, PassageRow]:
-        """Kept passages by id: all of them, or those asked for."""
+    def passages(
+        self, collection_id: str, ids: NDArray[np.int64] | None = None, rows: Sequence[int] | None = None
+    ) -> dict[int, PassageRow]:
+        """Kept passages by id: all of them, or those asked for.
+
+        rows  numbers of the rows that those asked for are among, if that is known
+        """
         where, parameters = "", [collection_id]
         if ids is not None:
             # In two steps, because passages of a feature lie together: a few rows by their number cost less than
             # a scan of all texts by id.
-            self.db.register("wanted", pa.table({"id": pa.array(np.unique(ids))}))
-            rows = self._arrow(
-                "SELECT rowid FROM passage WHERE collection_id = ? AND passage_id IN (SELECT id FROM wanted)",
-                [collection_id],
-            )
-            self.db.unregister("wanted")
-            where, parameters = " AND rowid IN (SELECT unnest(?))", [collection_id, rows["rowid"].to_pylist()]
+            rows = self._rows_of_passages(collection_id, ids) if rows is None else rows
+            where, parameters = " AND rowid IN (SELECT unnest(?))", [collection_id, rows]
         table = self._arrow(
             "SELECT passage_id, document_id, split::VARCHAR AS split, start, tokens, masked "
             f"FROM passage WHERE collection_id = ?{where} ORDER BY passage_id",
@@ -524,10 +524,20 @@ class Store:
         )
         offsets, flat = unpacked(table["tokens"].to_pylist())
         tokens = [flat[i:j].tolist() for i, j in itertools.pairwise(offsets.tolist())]
-        ids, document, split, start, masked = (
+        found, document, split, start, masked = (
             table[name].to_pylist() for name in ("passage_id", "document_id", "split", "start", "masked")
         )
-        return dict(zip(ids, map(PassageRow, document, split, start, tokens, masked), strict=True))
+        return dict(zip(found, map(PassageRow, document, split, start, tokens, masked), strict=True))
+
+    def _rows_of_passages(self, collection_id: str, ids: NDArray[np.int64]) -> list[int]:
+        self.db.register("wanted", pa.table({"id": pa.array(np.unique(ids))}))
+        rows = self._arrow(
+            "SELECT rowid FROM passage WHERE collection_id = ? AND passage_id IN (SELECT id FROM wanted)",
+            [collection_id],
+        )
+        self.db.unregister("wanted")
+        found: list[int] = rows["rowid"].to_pylist()
+        return found
 
     def document_sources(self, collection_id: str) -> dict[str, str]:
         """Where each document came from, by id."""
