@@ -38,6 +38,7 @@ JUDGED = {  # kind of judge -> its metrics, by what they are called in print
 }
 CHUNK_LABELS = 25_000  # read at once: all of 100,000 would take twice the memory for a moment
 ENDS = ("r_rank_lo", "r_rank_hi", "r_pop_lo", "r_pop_hi")
+REPEATED = ("method", "model", "author", "verdict", "reason", "failed")  # columns of few words: each is kept once
 FIELDS = ("r_rank", "r_tok", "lift", "null", "r_pop", "f1")  # metrics that are fields of a label
 
 
@@ -155,9 +156,12 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
     features, density = run.features or [], found.density.tolist()
     voted = votes(store, dictionary)
     labels: list[Label] = []
+    seen: dict[str | None, str | None] = {}
     for start in range(0, len(features), CHUNK_LABELS):
         part = replace(run, features=features[start : start + CHUNK_LABELS])
         columns = store_report.graded(store, part, by, OWN_TOKENS).to_pydict()
+        for name in REPEATED:
+            columns[name] = [seen.setdefault(value, value) for value in columns[name]]
         kinds = found.kinds(np.array(columns["feature"], dtype=np.int64))
         for i, feature in enumerate(columns["feature"]):
             label, tokens = columns["label"][i], columns["top_tokens"][i] or ()
@@ -171,6 +175,7 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
                 explanation_id=columns["explanation_id"][i], author=columns["author"][i],
                 **voted.get((feature, label or ""), Votes())._asdict(),
             ))  # fmt: skip
+        store.shrink()
     return labels
 
 

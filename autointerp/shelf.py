@@ -24,8 +24,6 @@ from autointerp.store import Store, snapshot_path
 from autointerp.store_catalog import Catalog
 from autointerp.store_places import places
 
-CACHED_MB = 128  # of the file, kept in memory between requests: what every feature's page asks for is in it
-
 Stamp = tuple[Path, int, tuple[int, ...]]  # file that was read, its time of change (ns), what else changes with it
 
 
@@ -34,10 +32,13 @@ class Book:
 
     def __init__(self, store: Store, stamp: Stamp) -> None:
         self.store, self.stamp = store, stamp
+        where = [places(store, run) for run in store.latest_runs()]  # first: what it takes for a moment is then free
+        store.shrink()
         self.readings = report.read_all(store)
         self.catalog = Catalog(self.readings, store)
         self.libraries = {
-            r.collection["dictionary"]: Library(r, store, places(store, r.run, r.collection["width"])) for r in self.readings
+            reading.collection["dictionary"]: Library(reading, store, found)
+            for reading, found in zip(self.readings, where, strict=True)
         }
 
     def close(self) -> None:
@@ -104,7 +105,7 @@ class Shelf:
             try:
                 yield self._book
             finally:
-                self._book.store.shrink(CACHED_MB)
+                self._book.store.shrink()
 
     def _read(self, stamp: Stamp) -> Book:
         if self._book is not None:  # first: a process that opens a file twice gets what it opened before
@@ -135,7 +136,7 @@ def unwritten(path: Path) -> Iterator[bool]:
 
 
 def _stamp(path: Path) -> Stamp:
-    """What differs after a file was changed or replaced, or the log beside it, which a writer that was killed leaves."""
+    """What differs once a file was changed or replaced, or the log beside it, which a writer that was killed leaves."""
     found = []
     for part in (path, path.with_name(path.name + ".wal")):
         try:

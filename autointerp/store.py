@@ -41,6 +41,7 @@ from autointerp.rows import (
 _DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
 
 PACKED_ROWS = 4096  # passages packed at a time
+CACHED_MB = 32  # of a file that is left to DuckDB where memory is short: with more, a feature is not read any faster
 
 # On select the candidates of a feature are compared under one design. Labels of people join them later: a design with
 # `+n` after its id compares a feature's candidates with the first n of them (keys.joined), and the last to be scored
@@ -219,9 +220,10 @@ class Store:
         if self.path is not None and self.snapshot_of is None:
             snapshot_path(self.path).unlink(missing_ok=True)
 
-    def shrink(self, mb: int) -> None:
+    def shrink(self, mb: int = CACHED_MB) -> None:
         """Give back what DuckDB keeps of the file in memory beyond so many MB; it may take more again at any time."""
-        self.db.execute(f"SET memory_limit = '{mb}MB'")  # a limit frees at once what is above it
+        with contextlib.suppress(duckdb.OutOfMemoryException):  # more is in use, or is nowhere but in memory
+            self.db.execute(f"SET memory_limit = '{mb}MB'")  # a limit frees at once what is above it
         self.db.execute("RESET memory_limit")
 
     def discard_if_empty(self) -> None:
@@ -511,7 +513,7 @@ class Store:
 
         rows  numbers of the rows that those asked for are among, if that is known
         """
-        where, parameters = "", [collection_id]
+        where, parameters = "", list[Any]([collection_id])
         if ids is not None:
             # In two steps, because passages of a feature lie together: a few rows by their number cost less than
             # a scan of all texts by id.

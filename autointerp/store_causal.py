@@ -33,7 +33,7 @@ def causal_scores(store: Store, explanation_ids: Sequence[str], causal_id: str) 
 
 
 def causal_of(store: Store, feature: int, explanation_id: str | None) -> list[Score]:
-    """The causal score of a feature's label, at every KL that it was taken at, with its p and the KL: by KL, then metric."""
+    """The causal score of a feature's label, at every KL that it was taken at, with its p: by KL, then by metric."""
     rows = store.db.execute(
         f"SELECT {_COLUMNS} FROM score WHERE feature = ? AND explanation_id = ? AND status = 'ok' "
         "AND metric IN ('causal', 'causal_kl', 'causal_p') "

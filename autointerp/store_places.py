@@ -36,8 +36,10 @@ class Places(NamedTuple):
         return [row for a, b in zip(first.tolist(), last.tolist(), strict=True) for row in self.passage[a:b].tolist()]
 
 
-def places(store: Store, run: Run, width: int) -> Places:
+def places(store: Store, run: Run) -> Places:
     """Where the passages of a run are, and the rows of its design and simulator on the score split."""
+    row = store.collection(run.collection_id)
+    width = row["width"] if row is not None else 0
     found = store.db.execute(
         f"SELECT (passage_id & {LOW})::UINTEGER AS half, rowid::UINTEGER AS row FROM passage WHERE collection_id = ? "
         "ORDER BY half",
