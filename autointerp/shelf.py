@@ -1,4 +1,4 @@
-"""A run that many requests read: what has been read of it stays in memory, and its file is locked only during a request.
+"""A run that many requests read: what was read of it stays in memory, and its file is locked only during a request.
 
 DuckDB lets nobody write a file that somebody has open. A page that is left open must not stop the next run, and opening
 a large file for every request costs as much as reading a feature. So the connection is kept and its lock is given up
