@@ -37,6 +37,8 @@ from autointerp.text import token_strings
 
 CHECKED = 200  # pairs that are ablated by default
 BATCH = 16  # pairs ablated in one pass
+PREDICTED = 5  # likeliest next tokens that are kept
+PIECES = 8  # tokens of a target that an error names
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Attribution:
     text: str
     tokens: list[str]  # up to and with the one after which the target stands
     target: Target
+    predicted: list[Target]  # the subject's own next tokens, likeliest first
     hookpoint: str
     pairs: list[Pair]  # largest contribution by size first
     error: list[float]  # contribution of the reconstruction error
@@ -120,7 +123,7 @@ def text_ids(subject: Subject, text: str, position: int | None = None) -> list[i
     if position is None:
         return ids
     if not 0 <= position < len(ids):
-        raise SubjectError(f"--position {position}: the text has tokens 0 to {len(ids) - 1}")
+        raise SubjectError(f"position {position}: the text has tokens 0 to {len(ids) - 1}")
     return ids[: position + 1]
 
 
@@ -136,9 +139,12 @@ def target_id(subject: Subject, target: str) -> int:
         return found[0]
     if not ids:
         raise SubjectError('the target is empty: expected the text of one token, such as --target " Paris"')
-    pieces = ", ".join(repr(piece) for piece in strings(subject, ids))
+    pieces = ", ".join([repr(piece) for piece in strings(subject, ids[:PIECES])] + ["..."] * (len(ids) > PIECES))
+    spaced = target.lstrip() if target.startswith(" ") else f" {target}"
+    one = len(subject.tokenizer(spaced, add_special_tokens=False)["input_ids"]) == 1
     raise SubjectError(
-        f"target {target!r} is {len(ids)} tokens of {subject.name}: {pieces}; expected one (mind the leading space)"
+        f"the target is {len(ids)} tokens of {subject.name}: {pieces}; expected one: take the first, "
+        + (f"or {spaced!r}, which is one" if one else "and mind the leading space")
     )
 
 
@@ -261,14 +267,20 @@ def attribute(
     )
     rows = zip(positions, features_, activations, contributions, strict=True)
     pairs = [Pair(at, feature, a, c, tried.get(i)) for i, (at, feature, a, c) in enumerate(rows)]
-    found = Target(
-        strings(subject, [chosen])[0], chosen, float(logits[chosen]), over, float(logits.softmax(dim=0)[chosen])
-    )
+    found, *predicted = _targets(subject, logits, [chosen, *logits.topk(min(PREDICTED, len(logits))).indices.tolist()])
     return Attribution(
-        text, strings(subject, ids), found, hookpoint, sorted(pairs, key=lambda p: -abs(p.contribution)),
+        text, strings(subject, ids), found, predicted, hookpoint, sorted(pairs, key=lambda p: -abs(p.contribution)),
         error.tolist(), ((whole - of_features - error) * fired.usable).tolist(), (whole * ~fired.usable).tolist(),
         compared([pairs[i] for i in sample], n_strongest),
     )  # fmt: skip
+
+
+def _targets(subject: Subject, logits: Tensor, ids: Sequence[int]) -> list[Target]:
+    """These tokens as what comes next; logits [vocabulary]."""
+    mean, likely = float(logits.mean()), logits.softmax(dim=0)
+    return [
+        Target(strings(subject, [i])[0], i, float(logits[i]), float(logits[i]) - mean, float(likely[i])) for i in ids
+    ]
 
 
 def sampled(contribution: np.ndarray, n: int, seed: int) -> tuple[list[int], int]:
@@ -289,7 +301,8 @@ def ablated(
     Each pair is a context of its own: what the feature writes is taken away at that token alone, and the subject
     computes all that follows anew.
     """
-    bar.start("ablate", total=len(pairs), unit="pairs")
+    if pairs:
+        bar.start("ablate", total=len(pairs), unit="pairs")
     bos = int(subject.prepend_bos)
     found = [torch.empty(0)]
     for start in range(0, len(pairs), BATCH):

@@ -18,6 +18,10 @@ from autointerp.tally import Bar
 BAR = 12  # characters of the longest bar
 PER_TOKEN = 3  # firings shown beside a token, and as many labelled ones after them
 LABELLED = 5  # labelled features listed after those that contribute most
+PARTS = {  # what contributes, as it is said
+    "features": "features", "error": "reconstruction error", "bias": "the dictionary's bias",
+    "masked": "masked positions",
+}  # fmt: skip
 LEAST = 0.7  # correlation with ablation below which contributions are called unreliable
 
 
@@ -30,21 +34,32 @@ class Explained:
     labels: dict[int, str]
 
 
-def explain(
-    reading: Reading, text: str, bar: Bar, target: str | None, position: int | None, checked: int
-) -> Explained:
-    """The text attributed with the subject and the dictionary of a finished run. Raises a UserError."""
-    settings = reading.settings
-    place = targets.collected(reading)
-    subject = attributing.for_attribution(settings)
-    hookpoint = place.keys.hookpoint
-    dictionary = probe.completed(settings, subject, place.dictionary, hookpoint)
-    found = attributing.attribute(
-        subject, dictionary, hookpoint, text, bar, target=target, position=position, checked=checked,
-        seed=settings.run.seed,
-    )  # fmt: skip
-    labels = {label.feature: label.label for label in reading.labels if label.label is not None}
-    return Explained(found, dictionary.name, labels)
+class Attributor:
+    """The subject and one dictionary of a finished run, ready to attribute texts."""
+
+    def __init__(self, reading: Reading) -> None:
+        """Loads both. Raises a UserError where either is gone, or is not what was collected with."""
+        place = targets.collected(reading)
+        self.settings, self.hookpoint = reading.settings, place.keys.hookpoint
+        self.subject = attributing.for_attribution(reading.settings)
+        self.dictionary = probe.completed(reading.settings, self.subject, place.dictionary, self.hookpoint)
+        self.labels = {label.feature: label.label for label in reading.labels if label.label is not None}
+
+    def explain(self, text: str, bar: Bar, target: str | None, position: int | None, checked: int) -> Explained:
+        """The text attributed; arguments as of `attribute.attribute`. Raises a UserError."""
+        found = attributing.attribute(
+            self.subject, self.dictionary, self.hookpoint, text, bar, target=target, position=position,
+            checked=checked, seed=self.settings.run.seed,
+        )  # fmt: skip
+        return Explained(found, self.dictionary.name, self.labels)
+
+
+def by_token(found: Attribution) -> list[list[Pair]]:
+    """What fires on each token, largest contribution by size first."""
+    at: list[list[Pair]] = [[] for _ in found.tokens]
+    for pair in found.pairs:
+        at[pair.position].append(pair)
+    return at
 
 
 def as_json(explained: Explained, top: int) -> dict[str, Any]:
@@ -69,6 +84,21 @@ def totals(found: Attribution) -> dict[str, float]:
     }  # fmt: skip
 
 
+def trust(check: Check) -> tuple[str, bool]:
+    """The correlation with ablation in words, and whether the contributions can be believed for it."""
+    if not check.n:
+        return "not checked against ablation", False
+    if check.pearson is None:
+        return f"against ablation: no correlation can be told from {check.n} pairs", False
+    line = (
+        f"against ablation of {check.n} (feature, token) pairs: r {check.pearson:.2f}, rank r "
+        f"{number(check.spearman)}; {check.n_random} random ones alone: r {number(check.pearson_random)}"
+    )
+    if check.pearson >= LEAST:
+        return line, True
+    return f"{line}. Below {LEAST:g}: some features saturate, and do more than a slope can tell", False
+
+
 # -- terminal ----------------------------------------------------------------------------------------------------------
 
 
@@ -80,24 +110,23 @@ def to_terminal(explained: Explained, console: Console, top: int) -> None:
         "target ", (f"«{visible(target.token)}»", "bold"), f"  probability {target.probability:.2%}, "
         f"logit {target.logit:.2f}, {target.logit_over_mean:.2f} over the mean logit",
     ))  # fmt: skip
+    likely = ", ".join(f"«{visible(token.token)}» {token.probability:.1%}" for token in found.predicted)
+    console.print(Text(f"likeliest {likely}", style="dim"))
     console.print(Text(f"{visible(explained.dictionary)} at {visible(found.hookpoint)}", style="dim"))
     console.print()
     console.print(_tokens(explained))
     console.print()
     console.print(_features(explained, top))
     console.print()
-    said = {"features": "features", "error": "reconstruction error", "bias": "the dictionary's bias",
-            "masked": "masked positions"}  # fmt: skip
-    line = "   ".join(f"{said[name]} {value:+.2f}" for name, value in totals(found).items())
+    line = "   ".join(f"{PARTS[name]} {value:+.2f}" for name, value in totals(found).items())
     console.print(Text(f"all together: {line}", style="dim"))
-    console.print(_trust(found.check))
+    line, believed = trust(found.check)
+    console.print(Text(line, style="green" if believed else "yellow"))
 
 
 def _tokens(explained: Explained) -> Table:
     found = explained.found
-    at: list[list[Pair]] = [[] for _ in found.tokens]
-    for pair in found.pairs:
-        at[pair.position].append(pair)
+    at = by_token(found)
     sums = [sum(pair.contribution for pair in pairs) for pairs in at]
     largest = max((abs(value) for value in sums), default=0.0)
     strongest = abs(found.pairs[0].contribution) if found.pairs else 0.0
@@ -174,18 +203,3 @@ def _style(share: float) -> str:
         return ""
     depth = round(40 + 150 * min(abs(share), 1.0) ** 0.7)
     return f"white on rgb({'24' if share > 0 else depth},{depth if share > 0 else '24'},36)"
-
-
-def _trust(check: Check) -> Text:
-    """The correlation with ablation, and what it means for the numbers above."""
-    if not check.n:
-        return Text("not checked against ablation", style="yellow")
-    if check.pearson is None:
-        return Text(f"against ablation: no correlation can be told from {check.n} pairs", style="yellow")
-    line = (
-        f"against ablation of {check.n} (feature, token) pairs: r {check.pearson:.2f}, rank r "
-        f"{number(check.spearman)}; {check.n_random} random ones alone: r {number(check.pearson_random)}"
-    )
-    if check.pearson >= LEAST:
-        return Text(line, style="green")
-    return Text(f"{line}. Below {LEAST:g}: some features saturate, and do more than a slope can tell", style="yellow")

@@ -145,3 +145,39 @@ def _steps(top: float) -> list[int]:
     step = 10 ** max(0, math.floor(math.log10(max(top, 1) / 4)))
     step = next(step * head for head in (1, 2, 5, 10) if top / (step * head) <= 5)
     return list(range(0, int(top) + 1, step))
+
+
+class Point(NamedTuple):
+    """Two numbers of one thing; on the chart, coordinates."""
+
+    x: float
+    y: float
+    kind: str
+    title: str
+
+
+class Agreement(NamedTuple):
+    """Two estimates of the same, one against the other, on axes of one scale: equal on the diagonal."""
+
+    x: list[Tick]
+    y: list[Tick]
+    diagonal: tuple[float, float, float, float]  # x, y of its ends
+    dots: list[Point]
+
+
+def agreement(points: Sequence[Point]) -> Agreement:
+    """The scatter of at least one point, with zero in sight."""
+    values = [0.0, *(v for point in points for v in (point.x, point.y))]
+    low, high = min(values), max(values)
+    rim = 0.05 * ((high - low) or 1.0)
+    low, high = low - rim, high + rim
+    x, y = _scale(low, high, LEFT, WIDTH - RIGHT), _scale(low, high, HEIGHT - BOTTOM, TOP)
+    step = 10.0 ** math.floor(math.log10((high - low) / 7))
+    step = next(step * head for head in (1, 2, 5, 10) if (high - low) / (step * head) <= 7)
+    places = [n * step for n in range(math.ceil(low / step), int(high // step) + 1)]
+    marks = [(at, f"{at:.3g}".replace("-", "−")) for at in places]
+    dots = [Point(round(x(p.x), 1), round(y(p.y), 1), p.kind, p.title) for p in points]
+    return Agreement(
+        [Tick(x(at), text) for at, text in marks], [Tick(y(at), text) for at, text in marks],
+        (x(low), y(low), x(high), y(high)), dots,
+    )  # fmt: skip

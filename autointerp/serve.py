@@ -16,11 +16,12 @@ from starlette.staticfiles import StaticFiles
 
 from autointerp.errors import ConfigError, StoreBusy
 from autointerp.guard import App, guarded
+from autointerp.serve_attribution import AttributionPage
 from autointerp.serve_pages import Site
 from autointerp.shelf import Shelf
 
 STATIC = Path(__file__).parent / "static"
-WORKS = ("/text",)  # where a read has the subject run
+WORKS = ("/text", "/attribute")  # where a read has the subject run
 
 
 def application(folder: Path | Shelf, port: int) -> App:
@@ -32,6 +33,7 @@ def application(folder: Path | Shelf, port: int) -> App:
         Route("/features", site.answer(site.features)),
         Route("/feature/{feature_id:path}", site.answer(site.feature)),
         Route("/text", site.answer(site.text)),
+        Route("/attribute", site.answer(AttributionPage(site).page)),
         Route("/progress", site.reading(site.progress)),
         Route("/say", site.write(site.say), methods=["POST"]),
         Mount("/static", StaticFiles(directory=STATIC)),

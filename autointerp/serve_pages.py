@@ -5,7 +5,7 @@ guard asks for travels in a header. A page that waits for work, or for a run, is
 """
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from autointerp.firing_shown import Shown, shown
 from autointerp.likeness import Likeness
 from autointerp.page import pieces
 from autointerp.population import feature_index
+from autointerp.report import Reading
 from autointerp.said import Remarks, Said
 from autointerp.serve_values import FILTERS, asked_of, feature_link, growing_of, link
 from autointerp.shelf import Book, Shelf
@@ -30,7 +31,7 @@ from autointerp.show import KINDS, Found, visible
 from autointerp.store_catalog import SORTS, UNJUDGED, View
 from autointerp.tally import Bar
 from autointerp.verdicts import MEANING, WORDS
-from autointerp.working import Job, Worker
+from autointerp.working import Job, Loaded, Worker
 
 TEMPLATES = Path(__file__).parent / "templates" / "serve"
 CONTEXTS = 8  # passages per stratum of a feature's page
@@ -48,8 +49,8 @@ class Site:
         self.shelf, self.token = shelf, token
         self.remarks = Remarks(shelf.path.parent)
         self.likeness = Likeness(shelf.path.parent)
-        self._texts: Worker[Fired] = Worker(TEXTS)
-        self._reader: tuple[object, TextReader] | None = None  # what it was loaded for, and the reader
+        self.worker: Worker[Any] = Worker(TEXTS)  # one for all that runs the subject
+        self.loaded = Loaded()
         self.templates = Environment(
             loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
@@ -67,7 +68,7 @@ class Site:
                 return HTMLResponse(page(request))
             except UserError as problem:
                 html = self.templates.get_template("message.html.j2").render(
-                    line=_one_line(problem), busy=isinstance(problem, StoreBusy)
+                    line=one_line(problem), busy=isinstance(problem, StoreBusy)
                 )
                 return HTMLResponse(html, _status(problem))
 
@@ -89,7 +90,8 @@ class Site:
         )
 
     def nowhere(self, request: Request) -> str:
-        raise FeatureError(f"no page at {request.url.path}: there are /, /features, /text and /feature/<feature id>")
+        pages = "/, /features, /text, /attribute and /feature/<feature id>"
+        raise FeatureError(f"no page at {request.url.path}: there are {pages}")
 
     # -- pages ---------------------------------------------------------------------------------------------------------
 
@@ -158,7 +160,7 @@ class Site:
         try:
             return self.remarks.of(found.feature_id, found.chosen.label if found.chosen else None), ""
         except StoreError as problem:
-            return [], _one_line(problem)
+            return [], one_line(problem)
 
     def _compare(self, view: View, wait_s: float) -> Job[NDArray[Any]] | None:
         """Makes a view by meaning ready to be shown; the job under way, if that takes longer."""
@@ -186,14 +188,15 @@ class Site:
         try:
             if text:
                 firing.check(text)
-                found = self._texts.ask(*self._work(text), SOON_S)
+                found = self.worker.ask(*self._work(text), SOON_S)
         except AutointerpError as reason:
-            problem = _one_line(reason)
+            problem = one_line(reason)
         with self.shelf.open() as book:
             return self.render(
                 "text", book, text=text, problem=problem, longest=firing.LONGEST,
                 job=found.bar if isinstance(found, Job) else None, subject=book.readings[0].collection["subject"],
-                context=book.readings[0].settings.collect.context_tokens, loaded=self._reader is not None,
+                context=book.readings[0].settings.collect.context_tokens,
+                loaded=self.loaded.has(_wanted(book.readings)),
                 shown=_shown(found, book) if isinstance(found, Fired) else None,
             )  # fmt: skip
 
@@ -201,15 +204,12 @@ class Site:
         """(key, work) of reading a text with what the run was collected with."""
         with self.shelf.open() as book:
             readings = book.readings
-        wanted = tuple(reading.run.collection_id for reading in readings)
+        wanted = _wanted(readings)
 
         def read(bar: Bar) -> Fired:
-            if self._reader is None or self._reader[0] != wanted:
-                bar.start("loading the subject and the dictionary", total=None, unit="")
-                self._reader = None  # two subjects at once might not fit
-                self._reader = wanted, TextReader(readings)
+            reader = self.loaded.get(wanted, lambda: TextReader(readings), bar)
             bar.start("reading the text", total=None, unit="")
-            return self._reader[1].read(text)
+            return reader.read(text)
 
         return (wanted, text), read
 
@@ -227,7 +227,7 @@ class Site:
             try:
                 await run_in_threadpool(taken, body)
             except UserError as problem:
-                return PlainTextResponse(_one_line(problem) + "\n", _status(problem))
+                return PlainTextResponse(one_line(problem) + "\n", _status(problem))
             return Response(status_code=204)
 
         return respond
@@ -259,8 +259,13 @@ def _status(problem: UserError) -> int:
     return 400 if isinstance(problem, ConfigError) else 503
 
 
-def _one_line(problem: AutointerpError) -> str:
+def one_line(problem: AutointerpError) -> str:
     return visible(" ".join(str(problem).split()))
+
+
+def _wanted(readings: Sequence[Reading]) -> Hashable:
+    """What a reader of texts was loaded for."""
+    return "firing", tuple(reading.run.collection_id for reading in readings)
 
 
 def _shown(fired: Fired, book: Book) -> Shown:

@@ -5,9 +5,10 @@ same thing meanwhile shares the work.
 """
 
 import threading
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from autointerp.errors import UserError
 from autointerp.tally import Bar
@@ -23,12 +24,39 @@ class Watched(Bar):
         super().__init__(enabled=False)
         self.doing, self.unit, self.done = "", "", 0.0
         self.total: float | None = None
+        self.left_s: float | None = None  # time left, as of the last step; None before the first, and without a total
+        self._began, self._before = 0.0, 0.0
 
     def start(self, description: str, total: float | None, unit: str, done: float = 0.0) -> None:
         self.doing, self.total, self.unit, self.done = description, total, unit, done
+        self.left_s, self._began, self._before = None, time.monotonic(), done
 
     def advance(self, n: float = 1, note: str | None = None) -> None:
         self.done += n
+        if self.total is not None and self.done > self._before:
+            rate = (time.monotonic() - self._began) / (self.done - self._before)
+            self.left_s = max(self.total - self.done, 0.0) * rate
+
+
+class Loaded:
+    """What a worker has loaded to work with. One thing at a time: two subjects at once might not fit into memory."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Hashable, Any] | None = None
+
+    def get(self, key: Hashable, load: Callable[[], T], bar: Bar) -> T:
+        """What was loaded under a key; what was loaded under another is let go first. On the worker's thread only."""
+        if self._kept is None or self._kept[0] != key:
+            bar.start("loading the subject and the dictionary", total=None, unit="")
+            self._kept = None
+            self._kept = key, load()
+        found: T = self._kept[1]
+        return found
+
+    def has(self, key: Hashable) -> bool:
+        """What that key stands for need not be loaded any more."""
+        kept = self._kept
+        return kept is not None and kept[0] == key
 
 
 class Busy(UserError):

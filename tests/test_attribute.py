@@ -230,7 +230,7 @@ def labels(run: Path, autointerp: Autointerp) -> list[dict]:  # noqa: F811
         (["the", "--target", ""], "target is empty"),
         ([""], "text is empty"),
         (["the river " * 300], "256 positions"),
-        (["the river", "--position", "99"], "--position 99"),
+        (["the river", "--position", "99"], "position 99"),
     ],
 )
 def test_bad_input_is_one_line(done: Path, autointerp: Autointerp, words: list[str], said: str) -> None:  # noqa: F811

@@ -118,6 +118,38 @@ def test_a_reader_types_a_text(browser: Any, address: str) -> None:
         assert page.get_by_label("A text of your own").input_value() == text
 
 
+def test_a_reader_asks_what_a_prediction_is_made_of(browser: Any, address: str) -> None:
+    text = "Ada walked to the red river, and it was " + HOSTILE[0]
+    with opened(browser, address) as page:
+        page.goto(f"{address}/text")
+        page.get_by_role("link", name="What a prediction is made of").click()
+        page.get_by_label("A text of your own").fill(text)
+        page.get_by_role("button", name="Explain it").click()
+        page.get_by_role("heading", name="Token by token").wait_for()
+        assert "target=" not in page.url and "position=" not in page.url  # what was left empty
+        assert "".join(page.locator(".marks label").all_text_contents()) == text
+        page.locator(".firings .on label").first.click()
+        page.wait_for_url("**&at=*")
+        page.get_by_role("link", name="all tokens").wait_for()
+        tokens = page.get_by_role("radio")
+        last = tokens.count() - 1
+        chosen = int(page.url.rpartition("at=")[2])
+        page.wait_for_function("number => document.activeElement.value === number", arg=str(chosen))  # arrows go on from here
+        page.keyboard.press("ArrowLeft")
+        page.wait_for_url(f"**&at={(chosen - 1) % (last + 1)}")
+        page.keyboard.press("k" if chosen - 1 == last else "j")
+        page.wait_for_url(f"**&at={chosen}")
+        rows = page.locator("#firings tbody tr").count()
+        assert rows == page.locator("#firings .on label", has_text="«").count() > 0
+        page.get_by_role("link", name="firings out").click()
+        page.get_by_text("Against ablation of").wait_for()
+        page.get_by_role("columnheader", name="ablated").first.wait_for()  # in the table above as well
+        assert page.locator("#firings tbody tr").count() == rows and f"at={chosen}" in page.url
+        page.get_by_label("Target token").fill("river mountain")
+        page.get_by_role("button", name="Explain it").click()
+        page.get_by_text("expected one: take the first").wait_for()
+
+
 def test_a_reader_votes_and_edits(browser: Any, address: str, folder: Path) -> None:
     with opened(browser, address) as page:
         page.goto(f"{address}/features")
@@ -143,7 +175,8 @@ def pages_of(page: Any, address: str) -> list[str]:
     """Every kind of page."""
     page.goto(f"{address}/features")
     feature = page.locator("#list .label a").first.get_attribute("href")
-    return ["/", "/features", str(feature), "/text?text=Ada+walked+to+the+river", "/features?q=faces&by=meaning", "/nowhere"]
+    typed = ["/text?text=Ada+walked+to+the+river", "/attribute?text=Ada+walked+to+the+river&at=2&check=1"]
+    return ["/", "/features", str(feature), *typed, "/features?q=faces&by=meaning", "/nowhere"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -43,7 +43,7 @@ def attribute(
     from autointerp.tally import Bar
 
     with readings_of(run, config, overrides, dictionary) as (readings, _, __), Bar() as bar:
-        explained = attribution.explain(readings[0], text, bar, target, position, checked)
+        explained = attribution.Attributor(readings[0]).explain(text, bar, target, position, checked)
     if json_:
         print(json.dumps(attribution.as_json(explained, top), indent=2, ensure_ascii=False))
     else:

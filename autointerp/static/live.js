@@ -28,6 +28,8 @@
     if (!fresh) { location.reload(); return; }  // another page by now
     if (fresh.outerHTML !== seen.get(id)) put(fresh, old);  // what is read aloud when it changes is else left alone
     else if (old.dataset.again) wait(old);
+    const other = old.dataset.again && document.getElementById(fresh.dataset.with);  // shows more now that this is there
+    if (other) put(page.getElementById(other.id), other);
     if (id === "growing" && fresh.dataset.stamp !== main.dataset.stamp) await outdated(main);
   };
   // The run has written more than this page shows. Nobody's place on a page is lost for that: only the overview follows.

@@ -15,14 +15,14 @@
   });
 
   // Empty fields stay out of the address, so that it says what the view is and no more.
-  for (const form of document.querySelectorAll("form[role=search]")) {
+  for (const form of document.querySelectorAll("form[role=search], form.typed")) {
     const submit = () => form.requestSubmit();
     form.addEventListener("submit", () => {
       for (const field of form.elements) {
         if (field.name && (!field.value || (field.name === "sort" && field.value === "r_rank"))) field.disabled = true;
       }
     });
-    for (const field of form.querySelectorAll("select")) {
+    for (const field of form.matches(".typed") ? [] : form.querySelectorAll("select")) {
       field.addEventListener("change", () => {
         const order = form.elements.namedItem("order");
         if (field.name === "sort" && order) order.value = "";
@@ -30,8 +30,13 @@
       });
     }
   }
+  // A token of an attributed text is chosen, and the arrows go on from it. An address of a part of the page leads there.
+  if (!location.hash) document.querySelector(".pick :checked")?.focus();
+  document.addEventListener("change", (event) => {
+    if (event.target.name === "at") event.target.form.requestSubmit();
+  });
   addEventListener("pageshow", () => {  // back from another page: fields that were left out can be used again
-    for (const field of document.querySelectorAll("form[role=search] :disabled")) field.disabled = false;
+    for (const field of document.querySelectorAll("form[role=search] :disabled, form.typed :disabled")) field.disabled = false;
   });
 
   const search = document.getElementById("q") || document.getElementById("jump");
@@ -50,7 +55,7 @@
   };
   addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.target.matches("input, select, textarea")) {
+    if (event.target.matches("input:not([type=radio]), select, textarea")) {
       if (event.key === "Escape") event.target.blur();
       return;
     }
