@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from autointerp import hooks
+from autointerp.attributed import CHECKED, Attribution, Check, Pair, Target
 from autointerp.config import Settings
 from autointerp.dictionary import Dictionary
 from autointerp.errors import SubjectError
@@ -35,59 +36,9 @@ from autointerp.subject import Subject
 from autointerp.tally import Bar
 from autointerp.text import token_strings
 
-CHECKED = 200  # pairs that are ablated by default
 BATCH = 16  # pairs ablated in one pass
 PREDICTED = 5  # likeliest next tokens that are kept
 PIECES = 8  # tokens of a target that an error names
-
-
-@dataclass(frozen=True)
-class Target:
-    """The token whose logit is attributed, and what the subject gives it."""
-
-    token: str
-    token_id: int
-    logit: float
-    logit_over_mean: float  # minus the mean logit of the vocabulary: what is attributed
-    probability: float
-
-
-@dataclass(frozen=True)
-class Pair:
-    """One feature firing on one token."""
-
-    position: int
-    feature: int
-    activation: float
-    contribution: float  # activation x slope of the target along the decoder row
-    ablated: float | None = None  # what the target really loses without this firing; None where not tried
-
-
-@dataclass(frozen=True)
-class Check:
-    """Contributions against ablations. None where there are too few pairs, or either side is constant."""
-
-    n: int  # pairs that were ablated: the strongest half, and a random half of the others
-    pearson: float | None
-    spearman: float | None
-    pearson_random: float | None  # over the random half alone
-    n_random: int
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """One text, one target. Lists have one entry per token."""
-
-    text: str
-    tokens: list[str]  # up to and with the one after which the target stands
-    target: Target
-    predicted: list[Target]  # the subject's own next tokens, likeliest first
-    hookpoint: str
-    pairs: list[Pair]  # largest contribution by size first
-    error: list[float]  # contribution of the reconstruction error
-    bias: list[float]  # ... of the dictionary's bias
-    masked: list[float]  # ... of the whole activation, at positions that do not count; 0 elsewhere
-    check: Check
 
 
 @dataclass(frozen=True)
@@ -330,11 +281,3 @@ def compared(pairs: Sequence[Pair], n_strongest: int) -> Check:
     ranked = correlation(rankdata(true), rankdata(guess))
     alone = correlation(true[n_strongest:], guess[n_strongest:])
     return Check(len(pairs), correlation(true, guess), ranked, alone, len(pairs) - n_strongest)
-
-
-def by_feature(pairs: Sequence[Pair]) -> dict[int, float]:
-    """Feature -> its contribution over all tokens, largest by size first."""
-    total: dict[int, float] = {}
-    for pair in pairs:
-        total[pair.feature] = total.get(pair.feature, 0.0) + pair.contribution
-    return dict(sorted(total.items(), key=lambda item: -abs(item[1])))

@@ -8,9 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from autointerp import attribute as attributing
-from autointerp import probe, targets
-from autointerp.attribute import Attribution, Check, Pair, by_feature
+from autointerp.attributed import Attribution, Check, Pair, by_feature
 from autointerp.report import Reading, number
 from autointerp.show import visible
 from autointerp.tally import Bar
@@ -35,19 +33,23 @@ class Explained:
 
 
 class Attributor:
-    """The subject and one dictionary of a finished run, ready to attribute texts."""
+    """The subject and one dictionary of a finished run, ready to attribute texts. Imports torch when it is made."""
 
     def __init__(self, reading: Reading) -> None:
         """Loads both. Raises a UserError where either is gone, or is not what was collected with."""
+        from autointerp import attribute, probe, targets
+
         place = targets.collected(reading)
         self.settings, self.hookpoint = reading.settings, place.keys.hookpoint
-        self.subject = attributing.for_attribution(reading.settings)
+        self.subject = attribute.for_attribution(reading.settings)
         self.dictionary = probe.completed(reading.settings, self.subject, place.dictionary, self.hookpoint)
         self.labels = {label.feature: label.label for label in reading.labels if label.label is not None}
 
     def explain(self, text: str, bar: Bar, target: str | None, position: int | None, checked: int) -> Explained:
         """The text attributed; arguments as of `attribute.attribute`. Raises a UserError."""
-        found = attributing.attribute(
+        from autointerp import attribute
+
+        found = attribute.attribute(
             self.subject, self.dictionary, self.hookpoint, text, bar, target=target, position=position,
             checked=checked, seed=self.settings.run.seed,
         )  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from autointerp import charts
-from autointerp.attribute import Attribution, Pair, Target
+from autointerp.attributed import Attribution, Pair, Target
 from autointerp.attribution import PARTS, Explained, by_token, totals, trust
 from autointerp.page import figure, tenths
 from autointerp.store_catalog import Line

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from autointerp.rows import Split
 from autointerp.store import PassageRow, Store
+from autointerp.store_places import Places
 from autointerp.text import token_strings
 
 
@@ -47,8 +48,9 @@ class PanelIndex:
 class Texts:
     """Passages of a collection, read on demand and held: tokens, strings, what counts, and which document."""
 
-    def __init__(self, store: Store, collection_id: str) -> None:
-        self.store, self.collection_id = store, collection_id
+    def __init__(self, store: Store, collection_id: str, places: Places | None = None) -> None:
+        """places  where rows lie, if that is known"""
+        self.store, self.collection_id, self.places = store, collection_id, places
         self._rows: dict[int, PassageRow] = {}
 
     @cached_property
@@ -69,7 +71,9 @@ class Texts:
         """Read these passages in one query."""
         missing = np.array([i for i in np.unique(ids).tolist() if i not in self._rows], dtype=np.int64)
         if len(missing):
-            self._rows |= self.store.passages(self.collection_id, missing)
+            rows = None if self.places is None else self.places.of_passages(missing)
+            found = self.store.passages(self.collection_id, missing, rows)
+            self._rows |= {i: found[i] for i in missing.tolist()}
 
     def row(self, passage: int) -> PassageRow:
         """One passage."""

@@ -9,12 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autointerp import targets
-from autointerp.corpus import Context
 from autointerp.errors import SubjectError
 from autointerp.report import Reading
-from autointerp.subject import Subject, pick_device
-from autointerp.sweep import Place, Read, encode_batch, load_replicas
 from autointerp.text import token_strings
 
 LONGEST = 2000  # characters of a text
@@ -44,10 +40,17 @@ class Fired:
 
 
 class TextReader:
-    """The subject and the dictionaries of a run, ready to read texts."""
+    """The subject and the dictionaries of a run, ready to read texts.
+
+    torch is imported here and not before: most who look at a run type no text, and it takes 190 MB and seconds.
+    """
 
     def __init__(self, readings: Sequence[Reading]) -> None:
         """Loads both, on one device. Raises a UserError where either is gone, or is not what was collected with."""
+        from autointerp import targets
+        from autointerp.subject import Subject, pick_device
+        from autointerp.sweep import load_replicas
+
         settings = readings[0].settings
         found = targets.load(settings, Subject.sketch(settings.subject))
         self.names = [reading.run.dictionary for reading in readings]
@@ -58,6 +61,9 @@ class TextReader:
 
     def read(self, text: str) -> Fired:
         """What fires on a text. Raises SubjectError for one that is empty or too long."""
+        from autointerp.corpus import Context
+        from autointerp.sweep import Place, Read, encode_batch
+
         check(text)
         subject, width = self.replica.subject, self.settings.collect.context_tokens
         ids = np.asarray(subject.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], dtype=np.int32)

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from autointerp import label_vectors
 from autointerp.simulators.encoder import PACKAGED_ENCODER
-from autointerp.simulators.sentences import sentence_vectors
 from autointerp.tally import Bar
 from autointerp.working import Job, Worker
 
@@ -39,16 +38,21 @@ class Likeness:
         self._learn([label for label in dict.fromkeys(labels) if label not in self._known], bar)
         if self._vectors is None:
             return np.zeros(0, dtype=np.float32)
-        query: NDArray[np.float32] = sentence_vectors([phrase], bar, quick=True)[0]
+        query = _vectors([phrase], bar)[0]
         found: Cosines = (self._vectors @ query)[[self._known[label] for label in labels]]
         return found
 
     def _learn(self, labels: list[str], bar: Bar) -> None:
         if not labels:
             return
-        new = label_vectors.kept(self.folder, PACKAGED_ENCODER, lambda texts: sentence_vectors(texts, bar, quick=True))(
-            labels
-        )
+        new = label_vectors.kept(self.folder, PACKAGED_ENCODER, lambda texts: _vectors(texts, bar))(labels)
         start = 0 if self._vectors is None else len(self._vectors)
         self._vectors = new if self._vectors is None else np.concatenate([self._vectors, new])
         self._known |= {label: start + i for i, label in enumerate(labels)}
+
+
+def _vectors(texts: Sequence[str], bar: Bar) -> NDArray[np.float32]:
+    """[text, d]."""
+    from autointerp.simulators.sentences import sentence_vectors  # imports torch, for which most views have no use
+
+    return sentence_vectors(texts, bar, quick=True)

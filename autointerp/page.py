@@ -159,17 +159,15 @@ def pieces(context: Context, found: Found) -> list[Piece]:
     result: list[Piece] = [Piece("…", 0, 0, "")] if shown.start > 0 else []
     for i in shown:
         actual, guess = context.activations[i], context.predicted[i] if context.predicted else 0.0
-        piece = Piece(
-            visible(context.strings[i]), tenths(actual / (found.max_activation or 1.0)),
-            tenths(guess / (found.max_predicted or 1.0), FAINT), "",
-        )  # fmt: skip
-        if piece.actual or piece.predicted:
+        text, fires = visible(context.strings[i]), tenths(actual / (found.max_activation or 1.0))
+        predicted = tenths(guess / (found.max_predicted or 1.0), FAINT)
+        if fires or predicted:
             notes = [f"activation {actual:.2f}"] + ([f"predicted {guess:.2f}"] if context.predicted else [])
-            result.append(piece._replace(note=", ".join(notes)))
+            result.append(Piece(text, fires, predicted, ", ".join(notes)))
         elif result and not result[-1].note:
-            result[-1] = result[-1]._replace(text=result[-1].text + piece.text)
+            result[-1] = result[-1]._replace(text=result[-1].text + text)
         else:
-            result.append(piece)
+            result.append(Piece(text, 0, 0, ""))
     return [*result, Piece("…", 0, 0, "")] if shown.stop < len(context.strings) else result
 
 

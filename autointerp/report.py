@@ -39,6 +39,7 @@ JUDGED = {  # kind of judge -> its metrics, by what they are called in print
 }
 CHUNK_LABELS = 25_000  # read at once: all of 100,000 would take twice the memory for a moment
 ENDS = ("r_rank_lo", "r_rank_hi", "r_pop_lo", "r_pop_hi")
+REPEATED = ("method", "model", "author", "verdict", "reason", "failed", "category")  # columns of few words: each is kept once
 FIELDS = ("r_rank", "r_tok", "lift", "null", "r_pop", "f1")  # metrics that are fields of a label
 
 
@@ -160,10 +161,12 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
     features, density = run.features or [], found.density.tolist()
     voted = votes(store, dictionary)
     labels: list[Label] = []
-    same: dict[str | None, str | None] = {}  # the name of a category once, and not once for each of its labels
+    seen: dict[str | None, str | None] = {}
     for start in range(0, len(features), CHUNK_LABELS):
         part = replace(run, features=features[start : start + CHUNK_LABELS])
         columns = store_report.graded(store, part, by, OWN_TOKENS).to_pydict()
+        for name in REPEATED:
+            columns[name] = [seen.setdefault(value, value) for value in columns[name]]
         kinds = found.kinds(np.array(columns["feature"], dtype=np.int64))
         for i, feature in enumerate(columns["feature"]):
             label, tokens = columns["label"][i], columns["top_tokens"][i] or ()
@@ -175,9 +178,10 @@ def _labels(store: Store, run: Run, found: Population, dictionary: str) -> list[
                 numbers={metric: columns[metric][i] for metric in METRICS if metric not in FIELDS},
                 n_passages=columns["n"][i] or 0, quotes=_quotes(label, {words_of[token] for token in tokens}),
                 explanation_id=columns["explanation_id"][i], author=columns["author"][i],
-                category=same.setdefault(columns["category"][i], columns["category"][i]),
+                category=columns["category"][i],
                 **voted.get((feature, label or ""), Votes())._asdict(),
             ))  # fmt: skip
+        store.shrink()
     return labels
 
 

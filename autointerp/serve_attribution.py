@@ -11,7 +11,7 @@ from typing import NamedTuple
 from starlette.requests import Request
 
 from autointerp import firing
-from autointerp.attribute import CHECKED
+from autointerp.attributed import CHECKED
 from autointerp.attribution import Attributor, Explained
 from autointerp.attribution_shown import Shown, features_of, shown
 from autointerp.errors import AutointerpError, ConfigError

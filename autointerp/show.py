@@ -21,6 +21,7 @@ from autointerp.rows import Lens, Score
 from autointerp.store import Sparse, Store
 from autointerp.store_causal import causal_of
 from autointerp.store_lens import lenses
+from autointerp.store_places import Places
 from autointerp.text import printable
 from autointerp.verdicts import MEANING
 
@@ -109,10 +110,11 @@ class Found:
 class Library:
     """What looking up many features shares, read once."""
 
-    def __init__(self, reading: Reading, store: Store) -> None:
-        self.reading, self.store = reading, store
+    def __init__(self, reading: Reading, store: Store, places: Places | None = None) -> None:
+        """places  where rows lie: worth finding out where features are looked up for as long as somebody reads"""
+        self.reading, self.store, self.places = reading, store, places
         self.collection_id = reading.run.collection_id
-        self.texts = Texts(store, self.collection_id)
+        self.texts = Texts(store, self.collection_id, places)
         self.labels = {label.feature: label for label in reading.labels}
 
     @cached_property
@@ -128,7 +130,7 @@ class Library:
         row = self.reading.collection
         index = feature_index(feature, row["dictionary"], row["width"])
         label = self.labels.get(index)
-        predicted = self._predictions(label)
+        predicted = self._predictions(index, label)
         top = [self.texts.pieces.get(t, b"").decode("utf-8", "replace")
                for t in self.store.top_tokens(self.collection_id, index)]  # fmt: skip
         return Found(
@@ -137,7 +139,7 @@ class Library:
             counters=self._by_split(index), histogram=self.store.histogram(self.collection_id, index),
             max_activation=float(self._counters["max"][:, index].max()), max_predicted=predicted.largest,
             top_tokens=top, lens=lenses(self.store, self.collection_id, [index]).get(index),
-            causal=causal_of(self.store, label.explanation_id) if label else [],
+            causal=causal_of(self.store, index, label.explanation_id) if label else [],
             outputs=store_outputs.latest(self.store, self.collection_id, [index]).get(index, []),
             candidates=self._candidates(index, label),
             contexts=self._contexts(index, label, predicted, contexts),
@@ -168,14 +170,14 @@ class Library:
             ))  # fmt: skip
         return sorted(found, key=lambda c: (not c.chosen, -(c.select_r_rank if c.select_r_rank is not None else -2)))
 
-    def _predictions(self, label: Label | None) -> "_Predictions":
+    def _predictions(self, feature: int, label: Label | None) -> "_Predictions":
         if label is None or label.explanation_id is None:
             return _Predictions({}, {}, {})
         run, key = self.reading.run, label.explanation_id
-        sparse, failed = self.store.simulations(key, run.simulator_id, "score")
-        cells: dict[int, tuple[str, str]] = {
-            d.passage_id: (d.stratum, d.kind) for d in self.store.drawn([key], run.scorer_id, "score").get(key, [])
-        }
+        near = self.places.of(feature) if self.places is not None else (None, None)
+        draws = self.store.drawn([key], run.scorer_id, "score", near[0]).get(key, [])
+        sparse, failed = self.store.simulations(key, run.simulator_id, "score", near[1])
+        cells: dict[int, tuple[str, str]] = {d.passage_id: (d.stratum, d.kind) for d in draws}
         return _Predictions(_by_passage(sparse), failed, cells)
 
     def _contexts(

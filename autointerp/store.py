@@ -41,6 +41,7 @@ from autointerp.rows import (
 _DISK = (duckdb.IOException, duckdb.OutOfMemoryException, duckdb.FatalException)
 
 PACKED_ROWS = 4096  # passages packed at a time
+CACHED_MB = 32  # of a file that is left to DuckDB where memory is short: with more, a feature is not read any faster
 
 # On select the candidates of a feature are compared under one design. Labels of people join them later: a design with
 # `+n` after its id compares a feature's candidates with the first n of them (keys.joined), and the last to be scored
@@ -108,6 +109,9 @@ class PassageRow(NamedTuple):
     start: int
     tokens: list[int]
     masked: list[int]
+
+
+Span = tuple[int, int]  # numbers of a first and a last row of a table
 
 
 class Store:
@@ -215,6 +219,12 @@ class Store:
             self._file.close()
         if self.path is not None and self.snapshot_of is None:
             snapshot_path(self.path).unlink(missing_ok=True)
+
+    def shrink(self, mb: int = CACHED_MB) -> None:
+        """Give back what DuckDB keeps of the file in memory beyond so many MB; it may take more again at any time."""
+        with contextlib.suppress(duckdb.OutOfMemoryException):  # more is in use, or is nowhere but in memory
+            self.db.execute(f"SET memory_limit = '{mb}MB'")  # a limit frees at once what is above it
+        self.db.execute("RESET memory_limit")
 
     def discard_if_empty(self) -> None:
         """Close, and delete the file (and its folder, if nothing else is in it) when nothing was ever collected."""
@@ -500,19 +510,19 @@ class Store:
             _flat(table["positions"]), _flat(table["activations"]),
         )  # fmt: skip
 
-    def passages(self, collection_id: str, ids: NDArray[np.int64] | None = None) -> dict[int, PassageRow]:
-        """Kept passages by id: all of them, or those asked for."""
-        where, parameters = "", [collection_id]
+    def passages(
+        self, collection_id: str, ids: NDArray[np.int64] | None = None, rows: Sequence[int] | None = None
+    ) -> dict[int, PassageRow]:
+        """Kept passages by id: all of them, or those asked for.
+
+        rows  numbers of the rows that those asked for are among, if that is known
+        """
+        where, parameters = "", list[Any]([collection_id])
         if ids is not None:
             # In two steps, because passages of a feature lie together: a few rows by their number cost less than
             # a scan of all texts by id.
-            self.db.register("wanted", pa.table({"id": pa.array(np.unique(ids))}))
-            rows = self._arrow(
-                "SELECT rowid FROM passage WHERE collection_id = ? AND passage_id IN (SELECT id FROM wanted)",
-                [collection_id],
-            )
-            self.db.unregister("wanted")
-            where, parameters = " AND rowid IN (SELECT unnest(?))", [collection_id, rows["rowid"].to_pylist()]
+            rows = self._rows_of_passages(collection_id, ids) if rows is None else rows
+            where, parameters = " AND rowid IN (SELECT unnest(?))", [collection_id, rows]
         table = self._arrow(
             "SELECT passage_id, document_id, split::VARCHAR AS split, start, tokens, masked "
             f"FROM passage WHERE collection_id = ?{where} ORDER BY passage_id",
@@ -520,10 +530,20 @@ class Store:
         )
         offsets, flat = unpacked(table["tokens"].to_pylist())
         tokens = [flat[i:j].tolist() for i, j in itertools.pairwise(offsets.tolist())]
-        ids, document, split, start, masked = (
+        found, document, split, start, masked = (
             table[name].to_pylist() for name in ("passage_id", "document_id", "split", "start", "masked")
         )
-        return dict(zip(ids, map(PassageRow, document, split, start, tokens, masked), strict=True))
+        return dict(zip(found, map(PassageRow, document, split, start, tokens, masked), strict=True))
+
+    def _rows_of_passages(self, collection_id: str, ids: NDArray[np.int64]) -> list[int]:
+        self.db.register("wanted", pa.table({"id": pa.array(np.unique(ids))}))
+        rows = self._arrow(
+            "SELECT rowid FROM passage WHERE collection_id = ? AND passage_id IN (SELECT id FROM wanted)",
+            [collection_id],
+        )
+        self.db.unregister("wanted")
+        found: list[int] = rows["rowid"].to_pylist()
+        return found
 
     def document_sources(self, collection_id: str) -> dict[str, str]:
         """Where each document came from, by id."""
@@ -558,11 +578,13 @@ class Store:
         )
         return [Explanation(**row) for row in found]
 
-    def drawn(self, explanation_ids: Sequence[str], scorer_id: str, split: Split) -> dict[str, list[Draw]]:
-        """The scoring sets already drawn, by explanation."""
+    def drawn(
+        self, explanation_ids: Sequence[str], scorer_id: str, split: Split, span: Span | None = None
+    ) -> dict[str, list[Draw]]:
+        """The scoring sets already drawn, by explanation; all of their rows are within `span`, where that is known."""
         found = self._rows(
             "SELECT * FROM draw WHERE explanation_id IN (SELECT unnest(?)) AND scorer_id = ? AND split = ? "
-            "ORDER BY explanation_id, stratum, kind, passage_id",
+            f"AND {_within(span)} ORDER BY explanation_id, stratum, kind, passage_id",
             [list(explanation_ids), scorer_id, split],
         )
         result: dict[str, list[Draw]] = {}
@@ -579,14 +601,19 @@ class Store:
         )
         return {explanation: set(passages) for explanation, passages in rows.fetchall()}
 
-    def simulations(self, explanation_id: str, simulator_id: str, split: Split) -> tuple[Sparse, dict[int, str]]:
-        """Predictions of one label by passage id, and the passages without one with the reason."""
-        # In two steps, because those of a label lie together: what is far from the first and the last is not read.
+    def simulations(
+        self, explanation_id: str, simulator_id: str, split: Split, span: Span | None = None
+    ) -> tuple[Sparse, dict[int, str]]:
+        """Predictions of one label by passage id, and the passages without one with the reason.
+
+        span  where all of their rows are, if that is known
+        """
         asked = [explanation_id, simulator_id, split]
         where = "explanation_id = ? AND simulator_id = ? AND split = ?"
-        ends = self._one(f"SELECT min(rowid), max(rowid) FROM simulation WHERE {where}", asked)
-        first, last = ends if ends is not None and ends[0] is not None else (0, -1)
-        near = f"rowid BETWEEN {int(first)} AND {int(last)} AND {where}"
+        if span is None:  # those of a label lie together: what is far from the first and the last is not read
+            ends = self._one(f"SELECT min(rowid), max(rowid) FROM simulation WHERE {where}", asked)
+            span = ends if ends is not None and ends[0] is not None else (0, -1)
+        near = f"{_within(span)} AND {where}"
         table = self._arrow(
             f"SELECT passage_id, positions, predicted FROM simulation WHERE {near} AND status = 'ok' "
             "ORDER BY passage_id",
@@ -806,6 +833,11 @@ def _offsets(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return (
         np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64) if lengths else np.zeros(1, np.int64)
     )
+
+
+def _within(span: Span | None) -> str:
+    """A condition on rows."""
+    return "true" if span is None else f"rowid BETWEEN {int(span[0])} AND {int(span[1])}"
 
 
 def _asked(run: Run) -> dict[str, Any]:

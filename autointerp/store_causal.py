@@ -34,12 +34,12 @@ def causal_scores(store: Store, explanation_ids: Sequence[str], causal_id: str) 
     return [Score(*row) for row in rows.fetchall()]
 
 
-def causal_of(store: Store, explanation_id: str | None) -> list[Score]:
-    """The causal score of a label, at every KL that it was taken at, with its p and the KL: by KL, then by metric."""
+def causal_of(store: Store, feature: int, explanation_id: str | None) -> list[Score]:
+    """The causal score of a feature's label, at every KL that it was taken at, with its p: by KL, then by metric."""
     rows = store.db.execute(
-        f"SELECT {SCORE_COLUMNS} FROM score WHERE explanation_id = ? AND status = 'ok' "
+        f"SELECT {SCORE_COLUMNS} FROM score WHERE feature = ? AND explanation_id = ? AND status = 'ok' "
         "AND metric IN ('causal', 'causal_kl', 'causal_p') "
         "ORDER BY max(value) FILTER (metric = 'causal_kl') OVER (PARTITION BY simulator_id), simulator_id, metric",
-        [explanation_id],
+        [feature, explanation_id],
     )
     return [Score(*row) for row in rows.fetchall()]

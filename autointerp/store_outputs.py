@@ -64,8 +64,10 @@ def speaking(said: Sequence[Said]) -> Said | None:
 
 def _said(store: Store, rows: list[OutputLabel]) -> dict[int, list[Said]]:
     scores: dict[str, dict[str, Score]] = {row.output_id: {} for row in rows}
-    found = store.db.execute(
-        f"SELECT {SCORE_COLUMNS} FROM score WHERE explanation_id IN (SELECT unnest(?))", [list(scores)]
+    found = store.db.execute(  # the table is ordered by feature, and most runs have no such rows
+        f"SELECT {SCORE_COLUMNS} FROM score WHERE feature IN (SELECT unnest(?)) "
+        "AND explanation_id IN (SELECT unnest(?))",
+        [sorted({row.feature for row in rows}), list(scores)],
     )
     for score in (Score(*row) for row in found.fetchall()):
         scores[score.explanation_id][score.metric] = score

@@ -115,17 +115,15 @@ def by_explainer(store: Store, run: Run, eligible: Sequence[int]) -> list[dict[s
 
 def ranks_of(store: Store, run: Run, feature: int) -> dict[tuple[str, Split], Score]:
     """(candidate of a feature, split) -> its r_rank."""
-    found: dict[tuple[str, Split], Score] = {}
-    for split in ("select", "score"):
-        rows = store.db.execute(
-            f"SELECT s.* FROM score s LEFT JOIN ({DESIGNS}) c USING (feature) WHERE s.collection_id = $collection "
-            "AND s.feature IN (SELECT unnest($features)) AND s.split = $split AND s.metric = 'r_rank' "
-            "AND s.simulator_id = $grader AND s.scorer_id = if($split = 'select', c.scorer_id, $scorer)",
-            {"collection": run.collection_id, "simulator": run.grader("select"), "scorer": run.scorer_id,
-             "features": [feature], "split": split, "grader": run.grader(split)},
-        ).fetchall()
-        found |= {(score.explanation_id, score.split): score for score in (Score(*row) for row in rows)}
-    return found
+    rows = store.db.execute(
+        f"SELECT s.* FROM score s LEFT JOIN ({DESIGNS}) c USING (feature) WHERE s.collection_id = $collection "
+        "AND s.feature IN (SELECT unnest($features)) AND s.metric = 'r_rank' AND "
+        "if(s.split = 'select', s.simulator_id = $simulator AND s.scorer_id = c.scorer_id, "
+        "s.split = 'score' AND s.simulator_id = $grader AND s.scorer_id = $scorer)",
+        {"collection": run.collection_id, "simulator": run.grader("select"), "scorer": run.scorer_id,
+         "features": [feature], "grader": run.grader("score")},
+    ).fetchall()  # fmt: skip
+    return {(score.explanation_id, score.split): score for score in (Score(*row) for row in rows)}
 
 
 def sources(store: Store, collection_id: str, documents: Sequence[str]) -> dict[str, str]:

@@ -50,4 +50,6 @@ def words(strings: Sequence[str]) -> list[Word]:
 def printable(value: Any) -> str:
     """A value for a terminal: control characters, which could be escape sequences, are shown instead of sent."""
     text = "" if value is None else str(value)
+    if text.isprintable():  # nearly always, and a page has thousands of tokens
+        return text
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from autointerp import attribute as A  # noqa: N812
 from autointerp import dictionary as dictionaries
+from autointerp.attributed import Check, Pair
 from autointerp.config import SubjectSection
 from autointerp.dictionary import Dictionary
 from autointerp.errors import DictionaryError, SubjectError
@@ -105,7 +106,7 @@ def test_what_is_no_feature_is_error_bias_or_a_masked_position(subject: Subject,
     )
     torch.testing.assert_close(torch.tensor(found.bias), (slope @ dictionary.b_dec) * usable, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(torch.tensor(found.masked), (x * slope).sum(dim=1) * ~usable)
-    assert found.check == A.Check(0, None, None, None, 0)
+    assert found.check == Check(0, None, None, None, 0)
 
 
 def test_a_masked_position_has_no_features(tiny: dict[str, Path], dictionary: Dictionary) -> None:
@@ -152,7 +153,7 @@ def test_the_check_is_pearson_and_spearman() -> None:
     random = np.random.default_rng(0)
     true = random.normal(size=30).round()  # with ties
     guess = true + random.normal(size=30)
-    found = A.compared([A.Pair(0, i, 1.0, g, t) for i, (g, t) in enumerate(zip(guess, true))], 10)
+    found = A.compared([Pair(0, i, 1.0, g, t) for i, (g, t) in enumerate(zip(guess, true))], 10)
     assert found.pearson == pytest.approx(np.corrcoef(true, guess)[0, 1])
     assert found.spearman == pytest.approx(spearmanr(true, guess).statistic)
     assert found.pearson_random == pytest.approx(np.corrcoef(true[10:], guess[10:])[0, 1])

@@ -13,7 +13,7 @@ from markupsafe import escape
 from starlette.testclient import TestClient
 
 from autointerp import attribute, attribution, charts, config, firing, report, serve
-from autointerp.attribute import Attribution, Check, Pair, Target
+from autointerp.attributed import CHECKED, Attribution, Check, Pair, Target
 from autointerp.attribution import Attributor, Explained
 from autointerp.attribution_shown import AT, LABELLED, ROWS, shown
 from autointerp.config import Settings
@@ -89,7 +89,7 @@ def marks(html: str) -> list[str]:
 
 
 def test_the_page_has_the_numbers_of_the_command(client: TestClient, attributor: Attributor) -> None:
-    known = attribution.as_json(attributor.explain(TEXT, QUIET, None, None, attribute.CHECKED), 15)
+    known = attribution.as_json(attributor.explain(TEXT, QUIET, None, None, CHECKED), 15)
     html = answered(client, text=TEXT, check=1)
     target = known["target"]
     assert f"probability <b>{100 * target['probability']:.3g} %</b>, logit <b>{figure(target['logit'])}</b>" in html
