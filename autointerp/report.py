@@ -39,7 +39,7 @@ JUDGED = {  # kind of judge -> its metrics, by what they are called in print
 }
 CHUNK_LABELS = 25_000  # read at once: all of 100,000 would take twice the memory for a moment
 ENDS = ("r_rank_lo", "r_rank_hi", "r_pop_lo", "r_pop_hi")
-REPEATED = ("method", "model", "author", "verdict", "reason", "failed", "category")  # columns of few words: each is kept once
+REPEATED = ("method", "model", "author", "verdict", "reason", "failed", "category")  # few words, each kept once
 FIELDS = ("r_rank", "r_tok", "lift", "null", "r_pop", "f1")  # metrics that are fields of a label
 
 
