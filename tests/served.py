@@ -1,5 +1,6 @@
-"""A finished run in which every text is hostile, with labels that a model behind a server gave: what is served in tests."""
+"""Finished runs that readers are tested on: one of counts, and one in which every text is hostile, served or not."""
 
+import json
 import threading
 import time
 from collections.abc import Iterator
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 import uvicorn
 
-from autointerp import categories_stage, config, serve
+from autointerp import categories_stage, config, report, serve
+from autointerp.config import Settings
 from autointerp.pipeline import Pipeline, prepare
+from autointerp.report import Reading
 from autointerp.store import Store
 from autointerp.tally import Bar
 from tests.conftest import tiny_overrides, write_dictionary
@@ -21,6 +24,19 @@ HOSTILE = [
     "\u202egnp.exe", "👩‍🔬 emoji", "'; DROP TABLE line; --", "{{ 7 * 7 }}", '=HYPERLINK("http://x")',
 ]  # fmt: skip
 REPLY = "words about walking </pre><script>alert(2)</script>"
+
+
+def small_run(tiny: dict[str, Path], results: Path) -> Iterator[tuple[Reading, Store]]:
+    """A run over the tiny parts, open for writing."""
+    # A dictionary sparse enough that features are silent on most passages, so that there are hard negatives.
+    settings = config.load(None, tiny_overrides(
+        tiny, results, dictionary__source=write_dictionary(results / "sae", width=512, k=2),
+        features__select="random:4", explainer__candidates=2, score__nulls=2, score__select_passages=10,
+        score__score_passages=20,
+    ))  # fmt: skip
+    with Store.create(settings.database) as store:
+        Pipeline(store, prepare(settings), Bar(), print).all()
+        yield report.read(store), store
 
 
 def hostile_run(tiny: dict[str, Path], results: Path) -> Path:
@@ -45,6 +61,18 @@ def hostile_run(tiny: dict[str, Path], results: Path) -> Path:
             store.db.execute("UPDATE call SET reply = ?", [REPLY])
             categories_stage.run(store, store.latest_runs(), Bar(enabled=False))  # the names of categories are hostile too
     return settings.folder
+
+
+def copy_without(part: str, folder: Path, results: Path) -> None:
+    """Copy a run to another folder, where its `subject` or `dictionary` is said to be in a place that is gone."""
+    (results / "run.duckdb").write_bytes((folder / "run.duckdb").read_bytes())
+    with Store.create(results / "run.duckdb") as store:
+        settings = json.loads(store.latest_run().settings)
+        if part == "subject":
+            settings["subject"]["model"] = str(results / "gone")
+        else:
+            settings["dictionary"][0]["source"] = str(results / "gone")
+        store.db.execute("UPDATE run SET settings = ?", [Settings.model_validate(settings).model_dump_json()])
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """The page of an attribution says what the command says, under an address that is the view, and text stays text."""
 
-import json
 import re
 import time
 from dataclasses import replace
@@ -16,7 +15,6 @@ from autointerp import attribute, attribution, charts, config, firing, report, s
 from autointerp.attributed import CHECKED, Attribution, Check, Pair, Target
 from autointerp.attribution import Attributor, Explained
 from autointerp.attribution_shown import AT, LABELLED, ROWS, shown
-from autointerp.config import Settings
 from autointerp.page import figure
 from autointerp.pipeline import Pipeline, prepare
 from autointerp.report import Reading
@@ -25,7 +23,7 @@ from autointerp.store import Store
 from autointerp.store_catalog import Line
 from autointerp.tally import Bar
 from tests.conftest import tiny_overrides, write_corpus, write_dictionary
-from tests.served import HOSTILE, hostile_run
+from tests.served import HOSTILE, copy_without, hostile_run
 from tests.test_hidden_space import PLACES
 from tests.test_page import Tags
 from tests.test_pipeline import quick_settings, run_all
@@ -196,16 +194,7 @@ def test_no_text_is_only_a_form(client: TestClient) -> None:
 
 @pytest.mark.parametrize("part", ["subject", "dictionary"])
 def test_what_is_gone_is_said_and_tried_again(folder: Path, tmp_path: Path, part: str) -> None:
-    (tmp_path / "run.duckdb").write_bytes((folder / "run.duckdb").read_bytes())
-    with Store.create(tmp_path / "run.duckdb") as store:
-        settings = json.loads(store.latest_run().settings)
-        gone = str(tmp_path / "gone")
-        if part == "subject":
-            settings["subject"]["model"] = gone
-        else:
-            settings["dictionary"][0]["source"] = gone
-        known = Settings.model_validate(settings).model_dump_json()
-        store.db.execute("UPDATE run SET settings = ?", [known])
+    copy_without(part, folder, tmp_path)
     client = TestClient(serve.application(tmp_path, PORT), base_url=f"http://127.0.0.1:{PORT}")
     for _ in range(2):
         assert "gone" in problem(answered(client, text="some words"))

@@ -17,16 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from autointerp import config, dictionary, sweep
+from autointerp import config, dictionary
 from autointerp.config import Settings
 from autointerp.corpus import Context, contexts, document_id
 from autointerp.errors import DictionaryError, StoreError, SubjectError
-from autointerp.keep import Keeper
 from autointerp.store import Store
 from autointerp.subject import Subject, pad
 
 from . import test_cli
 from .conftest import sentence, tiny_overrides, write_dictionary
+from .interrupted import interrupted
 from .test_cli import Autointerp, refused, sets
 from .test_merge import collect_into, collected, write_firing
 from .test_pipeline import assert_same, everything, quick_overrides
@@ -240,19 +240,8 @@ def test_an_encoder_that_gives_nan_is_refused(
 
 def interrupt(settings: Settings, monkeypatch: pytest.MonkeyPatch, at: int = 3) -> Path:
     """A pass that saves after every batch and is interrupted at the `at`-th; its checkpoint."""
-    calls, add = [0], Keeper.add
-
-    def dying(self: Keeper, batch: Any) -> None:
-        calls[0] += 1
-        if calls[0] == at:
-            raise KeyboardInterrupt
-        add(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep, "CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(Keeper, "add", dying)
-        with pytest.raises(KeyboardInterrupt):
-            collect_into(settings.database, settings)
+    with interrupted(monkeypatch, at):
+        collect_into(settings.database, settings)
     return settings.folder / "collect.checkpoint.npz"
 
 

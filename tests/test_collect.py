@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from autointerp import collect, dictionary, kept, subject, sweep, targets
+from autointerp import collect, dictionary, kept, subject, targets
 from autointerp.config import Settings
 from autointerp.corpus import SPLITS, contexts, documents, split_of
 from autointerp.errors import CorpusError, DictionaryError, StoreError, SubjectError
@@ -21,6 +21,7 @@ from autointerp.subject import Subject
 from autointerp.tally import Bar, Tally
 
 from .conftest import write_dictionary
+from .interrupted import interrupted
 
 SMALL = {"corpus__tokens": 12_000, "collect__panel": 50, "collect__top": 4}
 Make = Callable[..., Settings]
@@ -339,19 +340,8 @@ def test_a_second_run_does_nothing(reference: Collected, monkeypatch: pytest.Mon
 
 def interrupt(settings: Settings, at: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass that saves after every batch and dies at the `at`-th."""
-    calls, add = [0], Keeper.add
-
-    def dying(self: Keeper, batch: Any) -> None:
-        calls[0] += 1
-        if calls[0] == at:
-            raise KeyboardInterrupt
-        add(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep, "CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(Keeper, "add", dying)
-        with pytest.raises(KeyboardInterrupt), Store.create(settings.database) as store:
-            gather(settings, store)
+    with interrupted(monkeypatch, at), Store.create(settings.database) as store:
+        gather(settings, store)
 
 
 @pytest.mark.parametrize("at", [1, 2, 4])

@@ -1,6 +1,5 @@
 """A text that is typed fires as the same text did when it was collected, and the page says on which labels."""
 
-import json
 import re
 import time
 from pathlib import Path
@@ -10,7 +9,6 @@ import pytest
 from starlette.testclient import TestClient
 
 from autointerp import config, firing, report, serve
-from autointerp.config import Settings
 from autointerp.corpus import SPLITS, document_id
 from autointerp.errors import SubjectError
 from autointerp.firing import Fired, Spikes, TextReader
@@ -21,7 +19,7 @@ from autointerp.store import Store
 from autointerp.store_catalog import Line
 from autointerp.tally import Bar
 from tests.conftest import tiny_overrides, write_corpus
-from tests.served import HOSTILE, hostile_run
+from tests.served import HOSTILE, copy_without, hostile_run
 from tests.test_merge import write_firing
 from tests.test_page import Tags
 
@@ -176,16 +174,7 @@ def test_too_long_a_text_and_none_are_one_line(client: TestClient) -> None:
 
 @pytest.mark.parametrize("part", ["subject", "dictionary"])
 def test_what_is_gone_is_said_and_tried_again(folder: Path, tmp_path: Path, part: str) -> None:
-    (tmp_path / "run.duckdb").write_bytes((folder / "run.duckdb").read_bytes())
-    with Store.create(tmp_path / "run.duckdb") as store:
-        settings = json.loads(store.latest_run().settings)
-        gone = str(tmp_path / "gone")
-        if part == "subject":
-            settings["subject"]["model"] = gone
-        else:
-            settings["dictionary"][0]["source"] = gone
-        known = Settings.model_validate(settings).model_dump_json()
-        store.db.execute("UPDATE run SET settings = ?", [known])
+    copy_without(part, folder, tmp_path)
     client = TestClient(serve.application(tmp_path, PORT), base_url=f"http://127.0.0.1:{PORT}")
     for _ in range(2):
         html = answered(client, "some words")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import numpy as np
@@ -27,6 +26,7 @@ from autointerp.tally import Bar
 
 from . import test_cli
 from .conftest import sentence, tiny_overrides, write_dictionary
+from .interrupted import interrupted
 from .test_cli import Autointerp, refused, sets
 from .test_pipeline import assert_same, everything, quick_overrides, rows
 
@@ -234,22 +234,8 @@ def test_a_text_in_several_files_is_one_document_of_one_shard(quarters: Parts, o
 def test_a_shard_that_was_interrupted_goes_on_and_merges_to_the_whole(
     quarters: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autointerp import sweep
-    from autointerp.keep import Keeper
-
-    calls, add = [0], Keeper.add
-
-    def dying(self: Keeper, batch: Any) -> None:
-        calls[0] += 1
-        if calls[0] == 2:
-            raise KeyboardInterrupt
-        add(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep, "CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(Keeper, "add", dying)
-        with pytest.raises(KeyboardInterrupt):
-            collect_into(tmp_path / "shard.duckdb", quarters.settings, "2/4")
+    with interrupted(monkeypatch, 2):
+        collect_into(tmp_path / "shard.duckdb", quarters.settings, "2/4")
     assert list(tmp_path.glob("*.checkpoint.npz"))
     again = collect_into(tmp_path / "shard.duckdb", quarters.settings, "2/4")
     assert_same(collected(again), collected(quarters.quarters[1]))

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from autointerp import config, page, report
-from autointerp.pipeline import Pipeline, prepare
+from autointerp import page
 from autointerp.report import Reading
 from autointerp.show import Library
 from autointerp.store import Store
-from autointerp.tally import Bar
-from tests.conftest import tiny_overrides, write_dictionary
+from tests.served import small_run
 
 HOSTILE = '</script><script>alert("x")</script>"><img src=x onerror=alert(1)>\x1b[31m\u202egnp.exe'
 LOADING = {"script", "img", "iframe", "object", "embed", "link", "video", "audio", "source", "base", "form", "image"}
@@ -46,15 +44,7 @@ class Tags(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reading, Store]]:
     """A finished run over the tiny parts."""
-    # A dictionary sparse enough that features are silent on most passages, so that there are hard negatives.
-    sparse = write_dictionary(tmp_path_factory.mktemp("sparse") / "sae", width=512, k=2)
-    settings = config.load(None, tiny_overrides(
-        tiny, tmp_path_factory.mktemp("page"), dictionary__source=sparse, features__select="random:4",
-        explainer__candidates=2, score__nulls=2, score__select_passages=10, score__score_passages=20,
-    ))  # fmt: skip
-    with Store.create(settings.database) as store:
-        Pipeline(store, prepare(settings), Bar(), print).all()
-        yield report.read(store), store
+    yield from small_run(tiny, tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from autointerp import collect, config, sweep, targets
 from autointerp.config import Settings
 from autointerp.corpus import contexts
 from autointerp.errors import ConfigError
-from autointerp.keep import Keeper
 from autointerp.pipeline import prepare
 from autointerp.store import Store
 from autointerp.subject import Subject
@@ -23,6 +22,7 @@ from autointerp.tally import Bar, Tally
 
 from . import test_cli
 from .conftest import tiny_overrides
+from .interrupted import interrupted
 from .test_cli import Autointerp, refused, sets
 from .test_merge import COLLECTED, write_firing
 from .test_pipeline import assert_same, everything, query, quick_overrides
@@ -162,19 +162,8 @@ def test_a_pass_for_several_goes_on_from_its_checkpoint(
 ) -> None:
     settings = make("one", "two", "shallow")
     undisturbed, ids, _ = gather(settings)
-    calls, add = [0], Keeper.add
-
-    def dying(self: Keeper, batch: Any) -> None:
-        calls[0] += 1
-        if calls[0] == 8:  # the second dictionary of the third batch
-            raise KeyboardInterrupt
-        add(self, batch)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(sweep, "CHECKPOINT_SECONDS", -1.0)
-        patch.setattr(Keeper, "add", dying)
-        with pytest.raises(KeyboardInterrupt), Store.create(settings.database) as store:
-            gather(settings, store)
+    with interrupted(monkeypatch, 8), Store.create(settings.database) as store:  # the second dictionary of the third batch
+        gather(settings, store)
     assert (settings.folder / "collect.checkpoint.npz").is_file()
     with Store.create(settings.database) as store:
         gather(settings, store)

@@ -11,13 +11,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from autointerp import config, report, show
+from autointerp import show
 from autointerp.errors import FeatureError
-from autointerp.pipeline import Pipeline, prepare
 from autointerp.report import Reading
 from autointerp.store import Store
-from autointerp.tally import Bar
-from tests.conftest import tiny_overrides, write_dictionary
+from tests.served import small_run
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 <script>alert(1)</script> \u202egnp.exe\u200f [bold]markup[/bold]"
 
@@ -25,15 +23,7 @@ HOSTILE = "\x1b[31mred\x1b]0;title\x07 <script>alert(1)</script> \u202egnp.exe\u
 @pytest.fixture(scope="module")
 def run(tiny: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Reading, Store]]:
     """A finished run over the tiny parts."""
-    # A dictionary sparse enough that features are silent on most passages, so that there are hard negatives.
-    sparse = write_dictionary(tmp_path_factory.mktemp("sparse") / "sae", width=512, k=2)
-    settings = config.load(None, tiny_overrides(
-        tiny, tmp_path_factory.mktemp("show"), dictionary__source=sparse, features__select="random:4",
-        explainer__candidates=2, score__nulls=2, score__select_passages=10, score__score_passages=20,
-    ))  # fmt: skip
-    with Store.create(settings.database) as store:
-        Pipeline(store, prepare(settings), Bar(), print).all()
-        yield report.read(store), store
+    yield from small_run(tiny, tmp_path_factory.mktemp("show"))
 
 
 @pytest.fixture(scope="module")
