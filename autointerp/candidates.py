@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from autointerp import metrics
 from autointerp.config import Settings
 from autointerp.errors import ConfigError
+from autointerp.grading import PAID_SAYS_SO
 from autointerp.planted import NOISE, Feature, Label, Ladder, PlantedText, Planter, Predicate
 from autointerp.planted.collection import collect
 from autointerp.reference import Errors, ReferenceSimulator
@@ -25,6 +26,7 @@ TOO_RARE = 1e-5  # ... and one at which the only right answer is "insufficient d
 TOKENS = 2_500_000  # of the corpus that are read, at most: at density 1e-4 less leaves too few passages
 NOISE_SD = 0.08  # of the real-valued variant, beside hits of about 1
 BACKGROUND = 512  # passages of explain that a simulator is calibrated on
+CALIBRATION_LABELS = 16  # labels that a real simulator's threshold is fitted on
 
 
 class Size(NamedTuple):
@@ -65,7 +67,7 @@ def plant(settings: Settings, store: Store, size: Size, bar: Bar, text: PlantedT
     features = [f for density in DENSITIES for f in planter.plant(density, size.per_density)]
     features += planter.plant(TOO_RARE, size.rare) + planter.noise(DENSITIES[0], size.noise) + planter.dense(4)
     identity, activations = collect(store, text, features, settings.collect, seed)
-    bench = Bench(store, identity, text, features, activations, settings.score.score_passages, seed)
+    bench = Bench(store, identity, text, features, activations, settings.scoring.score_passages, seed)
     ladder = Ladder(planter, features)
     tested = [
         f.density in DENSITIES and f.family != NOISE and bool(bench.kinds.eligible[i]) for i, f in enumerate(features)
@@ -106,10 +108,14 @@ def fitted_threshold(found: Planted, scorer: Any, n_labels: int = 64) -> float:
 
 
 class Configured:
-    """The configured simulator as a scorer: it reads passages as they come, and claims what it predicts to fire."""
+    """The configured simulator as a scorer, as runs use it: a free one claims what it predicts to fire, and for one
+    that is paid a free one does."""
 
-    def __init__(self, simulator: Simulator, name: str, text: PlantedText, bar: Bar) -> None:
-        self.simulator, self.name, self.text, self.bar, self.threshold = simulator, name, text, bar, 0.0
+    def __init__(
+        self, simulator: Simulator, name: str, text: PlantedText, bar: Bar, proxy: "Configured | None" = None
+    ) -> None:  # fmt: skip
+        self.simulator, self.name, self.text, self.bar, self.threshold = simulator, name, text, bar, PAID_SAYS_SO
+        self.proxy = proxy or self
         self._pieces: dict[int, bytes] = {}
         self._known: set[int] = set()
         explain = np.flatnonzero(text.split == 0)
@@ -123,8 +129,8 @@ class Configured:
         return self.simulator.predict(labels, passages)
 
     def claims(self, label: str, passages: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """[passage] whether it predicts the label to fire there: a free simulator is its own proxy."""
-        return np.asarray(self.predict([label], passages)[0].max(axis=1) > self.threshold)
+        """[passage] whether the proxy predicts the label to fire there."""
+        return np.asarray(self.proxy.predict([label], passages)[0].max(axis=1) > self.proxy.threshold)
 
     def _read(self, passages: NDArray[np.int64]) -> None:
         new = np.unique(passages[~np.isin(passages, np.fromiter(self._known, dtype=np.int64, count=len(self._known)))])
@@ -136,6 +142,19 @@ class Configured:
         if strings:
             self.simulator.read(strings, self.bar)
             self._known.update(strings)
+
+
+def configured_scorer(settings: Settings, simulator: Simulator, found: Planted, bar: Bar) -> Configured:
+    """The configured simulator, ready to be tried."""
+    cfg, text, proxy = settings.simulator, found.bench.text, None
+    if cfg.paid:
+        section = cfg.model_copy(update={"kind": cfg.proxy})
+        free = settings.model_copy(update={"simulator": section})
+        proxy = configured_scorer(free, open_simulator(free), found, bar)
+    scorer = Configured(simulator, cfg.kind, text, bar, proxy)
+    if not cfg.paid:  # a paid one sees nothing that its threshold could be fitted on, here as in a run
+        scorer.threshold = fitted_threshold(found, scorer, CALIBRATION_LABELS)
+    return scorer
 
 
 def open_configured(settings: Settings) -> Simulator:

@@ -19,10 +19,9 @@ from autointerp import __version__, grades, keys, metrics, prompts
 from autointerp.candidates import (
     DENSITIES,
     TOO_RARE,
-    Configured,
     Planted,
     Size,
-    fitted_threshold,
+    configured_scorer,
     open_configured,
     plant,
     reference_scorers,
@@ -37,6 +36,8 @@ from autointerp.tally import Bar
 from autointerp.trials import METRICS, Outcome, Scorer
 
 GATED = ("r_rank", "f1")  # hard-negative F1
+APART = ("shuffled", "half", "broad2")  # rungs that the right label has to be told from
+JUDGED = ("true", *APART, "missing", "extra")  # rungs that a gate reads
 INTERVALS = ("true", "half", "broad2")  # rungs whose r_pop intervals are checked against the whole split
 BARS = {
     "auroc_shuffled": (0.99, 1.0), "auroc_half": (0.95, 1.0), "auroc_broad2": (0.95, 1.0), "coverage": (0.93, 0.995),
@@ -44,17 +45,18 @@ BARS = {
 }  # fmt: skip
 WORDY = ("words", "field")  # families whose truth is a set of words
 NULLS = 999
-CALIBRATION_LABELS = 16  # labels that a real simulator's threshold is fitted on
-SMALL = {"noise": 20, "rare": 8}  # of the other sizes, where a real simulator reads every passage
+SMALL = {"noise": 20, "rare": 8}  # of the other sizes, where a real simulator reads passages
+PAID_FEATURES = 4  # per density, where a simulator costs money or minutes
 
 
 def certify(
     found: Planted, scorer: Scorer, size: Size, bar: Bar, model: str | None = None, prompt_hash: str | None = None,
-    census: bool = True,
+    census: bool = True, paid: bool = False,
 ) -> Certificate:  # fmt: skip
     """The certificate of one scorer.
 
     census  check intervals against the whole split: one prediction of every passage of score for each label
+    paid    ask for no more than the gates need that compare labels: no rungs beside theirs, no older metrics, no nulls
     """
     bench = found.bench
     tested = [i for i, labels in enumerate(found.labels) if labels]
@@ -66,12 +68,13 @@ def certify(
     cells: dict[tuple[int, str], list[Cell]] = {}
     bar.start("certify", total=len(tested), unit="features")
     for i in tested:
-        density, labels = found.features[i].density, found.labels[i]
+        density = found.features[i].density
+        labels = {rung: label for rung, label in found.labels[i].items() if not paid or rung in JUDGED}
         sheet = bench.sheet(i)
         quality = {rung: bench.known_f1(i, label.predicate) for rung, label in labels.items()}
         for rung, value in quality.items():
             known[density, rung].append(value)
-        for metric, by_rung in bench.compare(sheet, labels, scorer).items():
+        for metric, by_rung in bench.compare(sheet, labels, scorer, paid).items():
             for rung, outcome in by_rung.items():
                 outcomes[density, rung, metric].append(outcome)
                 if rung == "broad2" and metric in GATED:
@@ -84,11 +87,11 @@ def certify(
                 cells[i, rung] = bench.own_cells(sheet, labels[rung], scorer)
         bar.advance()
     table = [_line(*key, found_, known[key[0], key[1]]) for key, found_ in outcomes.items()]
-    figures = {f"spearman_f1.{metric}": _spearman(pairs[metric]) for metric in METRICS}
+    figures = {f"spearman_f1.{metric}": _spearman(pairs[metric]) for metric in METRICS if metric in pairs}
     figures |= _lists_and_fields(broad)
     gates = _aurocs(scorer.name, table)
     gates += _missing_extra(scorer.name, passed)
-    p = null_p(found, scorer, bar)
+    p = np.empty(0) if paid else null_p(found, scorer, bar)
     if len(p):
         gates.append(Gate.of("null_ks", scorer.name, "r_rank", float(kstest(p, "uniform").pvalue), BARS["null_ks"]))
         figures["null_p_mean"] = float(p.mean())
@@ -123,7 +126,7 @@ def _spearman(pairs: list[tuple[float, float]]) -> float | None:
 def _aurocs(scorer: str, table: Sequence[Line]) -> list[Gate]:
     """At the worst density, for r_rank and for hard-negative F1; the old ways of scoring are in the table."""
     gates = []
-    for rung in ("shuffled", "half", "broad2"):
+    for rung in APART:
         for metric in GATED:
             values = [line.auroc for line in table if (line.rung, line.metric) == (rung, metric)]
             worst = min((v for v in values if v is not None), default=None)
@@ -225,17 +228,17 @@ def coverage(
 def run(settings: Settings, bar: Bar, configured: bool = False, per_density: int | None = None) -> list[Certificate]:
     """Certificates of the reference simulator, of its noisy variant, and of the configured simulator if asked for."""
     simulator = open_configured(settings) if configured else None
-    size = Size(20, **SMALL) if configured else Size()
+    paid = configured and settings.simulator.paid
+    size = Size(PAID_FEATURES if paid else 20, **SMALL) if configured else Size()
     size = size if per_density is None else size._replace(per_density=per_density)
     with Store.memory() as store:
         found = plant(settings, store, size, bar)
         scorers: list[Scorer] = [*reference_scorers(found, settings.run.seed)]
         certificates = [certify(found, scorer, size, bar) for scorer in scorers]
         if simulator is not None:
-            scorer = Configured(simulator, settings.simulator.kind, found.bench.text, bar)
-            scorer.threshold = fitted_threshold(found, scorer, CALIBRATION_LABELS)
+            scorer = configured_scorer(settings, simulator, found, bar)
             model, prompt_hash = _read_by(settings.simulator)
-            certificates.append(certify(found, scorer, size, bar, model, prompt_hash, census=False))
+            certificates.append(certify(found, scorer, size, bar, model, prompt_hash, census=False, paid=paid))
     return certificates
 
 

@@ -45,6 +45,24 @@ class Scorer(Protocol):
         ...
 
 
+class Predictions:
+    """What a scorer predicts for a label, by rows of a sheet: each is asked once, and not before it is wanted."""
+
+    def __init__(self, scorer: Scorer, label: str, sheet: "Sheet") -> None:
+        self.scorer, self.label, self.passages = scorer, label, sheet.passages
+        self._values = np.zeros(sheet.actual.shape, dtype=np.float32)
+        self._known = np.zeros(len(sheet.passages), dtype=bool)
+
+    def __getitem__(self, rows: I64) -> F32:
+        """Predicted activations [row, token] of these rows."""
+        new = np.unique(rows[~self._known[rows]])
+        if len(new):
+            self._values[new] = self.scorer.predict([self.label], self.passages[new])[0]
+            self._known[new] = True
+        found: F32 = self._values[rows]
+        return found
+
+
 class Outcome(NamedTuple):
     """What a metric says of the right label and of another, on the same feature. A constant prediction counts 0."""
 
@@ -140,13 +158,16 @@ class Bench:
 
     # -- scoring ---------------------------------------------------------------------------------------------------
 
-    def compare(self, sheet: Sheet, labels: Mapping[str, Label], scorer: Scorer) -> dict[str, dict[str, Outcome]]:
-        """By metric and rung: the true label's score and the rung's."""
+    def compare(
+        self, sheet: Sheet, labels: Mapping[str, Label], scorer: Scorer, paired: bool = False
+    ) -> dict[str, dict[str, Outcome]]:
+        """By metric and rung: the true label's score and the rung's; `paired`: only by metrics of shared passages."""
         n_panel = len(self.panel.passages)
-        predicted = {rung: scorer.predict([label.text], sheet.passages)[0] for rung, label in labels.items()}
+        predicted = {rung: Predictions(scorer, label.text, sheet) for rung, label in labels.items()}
         claims = {rung: scorer.claims(label.text, sheet.passages[:n_panel]) for rung, label in labels.items()}
-        alone = {rung: self._alone(sheet, predicted[rung], claims[rung], scorer.threshold) for rung in labels}
-        found: dict[str, dict[str, Outcome]] = {metric: {} for metric in METRICS}
+        names = () if paired else ALONE
+        alone = {rung: self._alone(sheet, predicted[rung], claims[rung], scorer.threshold) for rung in labels if names}
+        found: dict[str, dict[str, Outcome]] = {metric: {} for metric in (*PAIRED, *names)}
         for rung in labels:
             if rung == "true":
                 continue
@@ -154,11 +175,13 @@ class Bench:
             scores = [self._paired(sheet, predicted[name], drawn, scorer.threshold) for name in ("true", rung)]
             for metric in PAIRED:
                 found[metric][rung] = Outcome(scores[0][metric], scores[1][metric])
-            for metric in ALONE:
+            for metric in names:
                 found[metric][rung] = Outcome(alone["true"][metric], alone[rung][metric])
         return found
 
-    def _paired(self, sheet: Sheet, predicted: F32, drawn: strata.Together, threshold: float) -> dict[str, float]:
+    def _paired(
+        self, sheet: Sheet, predicted: Predictions, drawn: strata.Together, threshold: float
+    ) -> dict[str, float]:
         """Scores on passages that two labels share.
 
         f1 is of the passages that fire (A) or that a label claims (the label-guided part of B), weighted to the corpus.
@@ -178,7 +201,9 @@ class Bench:
             "f1_design": _f1(sheet, predicted, rows, threshold),
         }
 
-    def _alone(self, sheet: Sheet, predicted: F32, claimed: NDArray[np.bool_], threshold: float) -> dict[str, float]:
+    def _alone(
+        self, sheet: Sheet, predicted: Predictions, claimed: NDArray[np.bool_], threshold: float
+    ) -> dict[str, float]:
         half = self.size // 2
         found = self.marked(sheet, predicted, claimed)
         order = sheet.silent.order
@@ -191,7 +216,7 @@ class Bench:
             "random_negatives": _f1(sheet, predicted, unguided, threshold),
         }
 
-    def marked(self, sheet: Sheet, predicted: F32, claimed: NDArray[np.bool_]) -> grades.Marked:
+    def marked(self, sheet: Sheet, predicted: Predictions, claimed: NDArray[np.bool_]) -> grades.Marked:
         """A label's own scoring set with what it predicts there."""
         drawn = strata.draw(sheet.silent, claimed, self.size // 4, self.size // 4)
         per_passage = (self.n_passages - sheet.n_firing) / max(int(sheet.silent.silent.sum()), 1)
@@ -209,7 +234,7 @@ class Bench:
 
     def numbers(self, feature: int, sheet: Sheet, label: Label, scorer: Scorer) -> grades.Numbers:
         """What a run would say of a label, as far as it can be said without the labels of others."""
-        predicted = scorer.predict([label.text], sheet.passages)[0]
+        predicted = Predictions(scorer, label.text, sheet)
         found = self.marked(sheet, predicted, scorer.claims(label.text, self.panel.passages))
         at = np.argsort(sheet.passages, kind="stable")
         rows = at[np.searchsorted(sheet.passages[at], found.passages)]
@@ -224,7 +249,7 @@ class Bench:
             **grades.beside_table(actual, said, table, unguided),
         }
 
-    def moments(self, sheet: Sheet, predicted: F32, rows: I64) -> metrics.Moments:
+    def moments(self, sheet: Sheet, predicted: Predictions, rows: I64) -> metrics.Moments:
         """Moments per passage of these rows."""
         usable = sheet.usable[rows]
         row = np.nonzero(usable)[0]
@@ -233,7 +258,7 @@ class Bench:
 
     def own_cells(self, sheet: Sheet, label: Label, scorer: Scorer) -> list[Cell]:
         """A label's own scoring set as r_pop takes it."""
-        predicted = scorer.predict([label.text], sheet.passages)[0]
+        predicted = Predictions(scorer, label.text, sheet)
         claimed = scorer.claims(label.text, self.panel.passages)
         return grades.cells(self.marked(sheet, predicted, claimed), scorer.threshold)
 
@@ -265,12 +290,14 @@ class Bench:
         return None if np.isnan(r) else r
 
 
-def _correlation(sheet: Sheet, predicted: F32, rows: I64) -> float:
+def _correlation(sheet: Sheet, predicted: Predictions, rows: I64) -> float:
     usable = sheet.usable[rows]
     actual, said = sheet.actual[rows][usable], predicted[rows][usable]
     return metrics.correlation(actual.astype(np.float64), said.astype(np.float64)) or 0.0
 
 
-def _f1(sheet: Sheet, predicted: F32, rows: I64, threshold: float, weight: NDArray[np.float64] | None = None) -> float:
+def _f1(
+    sheet: Sheet, predicted: Predictions, rows: I64, threshold: float, weight: NDArray[np.float64] | None = None
+) -> float:
     fires = sheet.actual[rows].max(axis=1) > 0
     return metrics.f1(metrics.confusion(fires, predicted[rows].max(axis=1) > threshold, weight)) or 0.0

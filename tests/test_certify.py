@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,11 +12,14 @@ import pytest
 from rich.console import Console
 
 from autointerp import cli, config, puzzles
-from autointerp.candidates import Size, plant, reference_scorers
+from autointerp.candidates import Planted, Size, configured_scorer, plant, reference_scorers
 from autointerp.certificate import Certificate
-from autointerp.certify import as_json, certify
+from autointerp.certify import JUDGED, as_json, certify
 from autointerp.errors import ConfigError
+from autointerp.grading import PAID_SAYS_SO
 from autointerp.planted import RUNGS
+from autointerp.reference import ReferenceSimulator
+from autointerp.simulators.pattern import PatternSimulator
 from autointerp.store import Store
 from autointerp.tally import Bar
 from autointerp.trials import METRICS, PAIRED
@@ -130,6 +134,59 @@ def test_a_scorer_that_knows_nothing_is_not_certified(few: object, say: Callable
     for name in ("auroc_shuffled", "auroc_half", "auroc_broad2", "missing_extra"):
         assert not found.holds[name]
     assert found.holds["insufficient"]
+
+
+class Counting:
+    """A scorer that writes down what it is asked: pairs of label and passage."""
+
+    def __init__(self, scorer: ReferenceSimulator) -> None:
+        self.scorer, self.name, self.threshold = scorer, scorer.name, scorer.threshold
+        self.asked: Counter[tuple[str, int]] = Counter()
+
+    def predict(self, labels: Sequence[str], passages: np.ndarray) -> np.ndarray:
+        self.asked.update((label, passage) for label in labels for passage in passages.tolist())
+        return self.scorer.predict(labels, passages)
+
+    def claims(self, label: str, passages: np.ndarray) -> np.ndarray:
+        return self.scorer.claims(label, passages)
+
+
+def test_a_paid_scorer_is_asked_for_what_the_gates_need_and_gets_the_same_numbers(few: Planted) -> None:
+    scorer = reference_scorers(few, 0)[0]
+    whole = certify(few, scorer, SIZE, QUIET, census=False)
+    counting = Counting(scorer)
+    spared = certify(few, counting, SIZE, QUIET, census=False, paid=True)
+    assert {line.rung for line in spared.table} == set(JUDGED) - {"true"}
+    assert {line.metric for line in spared.table} == set(PAIRED)
+    known = {(line.density, line.rung, line.metric): line for line in whole.table}
+    assert all(line == known[line.density, line.rung, line.metric] for line in spared.table)
+    gates = {(gate.name, gate.metric): gate for gate in whole.gates}
+    assert all(gate == gates[gate.name, gate.metric] for gate in spared.gates)
+    assert {gate.name for gate in spared.gates} == NAMES - {"coverage", "null_ks"}
+    judged = [{r: label for r, label in labels.items() if r in JUDGED} for labels in few.labels]
+    assert {label for label, _ in counting.asked} == {label.text for labels in judged for label in labels.values()}
+    # A feature's firing passages under each label; then hard negatives and others, shared by the right label and a rung.
+    n = few.bench.size
+    pairs = sum(len(labels) * n // 2 + 2 * (len(labels) - 1) * n // 2 for labels in judged if labels)
+    assert 0 < counting.asked.total() <= pairs
+
+
+def test_a_simulator_that_asks_a_model_is_claimed_for_by_its_free_proxy(few: Planted) -> None:
+    settings = config.load(None, ["simulator.kind=logprob", "simulator.proxy=pattern"])
+
+    class Asked:
+        """A model that was never asked to claim anything."""
+
+        def read(self, passages: object, bar: Bar) -> None: ...
+        def calibrate(self, background: object) -> None: ...
+        def predict(self, labels: object, passages: object) -> np.ndarray:
+            raise AssertionError("the model was asked")
+
+    scorer = configured_scorer(settings, Asked(), few, QUIET)
+    free = configured_scorer(config.load(None, ["simulator.kind=pattern"]), PatternSimulator(64), few, QUIET)
+    label, panel = few.labels[0]["true"].text, few.bench.panel.passages
+    assert scorer.claims(label, panel).tolist() == free.claims(label, panel).tolist()
+    assert (scorer.threshold, scorer.proxy.threshold) == (PAID_SAYS_SO, free.threshold)
 
 
 def test_the_same_seed_gives_the_same_certificate_to_the_last_digit(few: object) -> None:

@@ -18,7 +18,7 @@ def certify(
         typer.Option(
             "--features",
             min=4,
-            help="planted features per density; default 146, 20 with --simulator",
+            help="planted features per density; default 146, 20 with --simulator, 4 if that asks a model",
             show_default=False,
         ),
     ] = None,
@@ -35,7 +35,8 @@ def certify(
     """Can the grader be believed? Grades it on planted features whose truth is known, with labels of known quality.
 
     Needs no model: the reference simulator is told what every label means, and errs at known rates. With --simulator
-    the certificate is kept in the run's database, and reports of what that simulator graded print it.
+    the certificate is kept in the run's database, and reports of what that simulator graded print it. One that asks a
+    model (logprob) sees simulator.passages passages of a label, as in a run, and no more labels than the gates need.
 
         autointerp certify
         autointerp certify --simulator --features 20
