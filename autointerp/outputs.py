@@ -27,8 +27,10 @@ No input label enters an output label, and nothing that makes, chooses or grades
 """
 
 import json
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -137,6 +139,10 @@ class Outputs:
 
         Raises StoreError without texts of the explain split.
         """
+        with self._timed():
+            self._begin(scoring)
+
+    def _begin(self, scoring: Scoring) -> None:
         self.scoring, self.lexicon, self.whole = scoring, scoring.lexicon, scoring.lexicon.whole()
         texts = causal.texts(self.store, self.reading.run.collection_id, "explain")
         self.explain = Prompts(scoring.texts.subject, scoring.texts.hookpoint, texts, causal.FIRST)
@@ -165,6 +171,10 @@ class Outputs:
 
     def take(self, label: Label, pushed: Pushed | None) -> None:
         """A feature with what it does at this KL; None where no strength gives it. Written when some have come."""
+        with self._timed():
+            self._take(label, pushed)
+
+    def _take(self, label: Label, pushed: Pushed | None) -> None:
         if pushed is None:
             nothing = Found(Candidate(None, "kl_not_reached"))
             self._waiting.append(_Waiting(label, None, {}, dict.fromkeys(self.ids, nothing)))
@@ -173,7 +183,7 @@ class Outputs:
             made = {method: self._counted(method, found) for method in COUNTED}
             self._waiting.append(_Waiting(label, pushed, found, made))
         if len(self._waiting) == CHUNK_FEATURES:
-            self.flush()
+            self._flush()
 
     def _evidence(self, feature: int, amount: float) -> dict[str, Evidence]:
         """By method; `output` is shown that of the others."""
@@ -198,6 +208,17 @@ class Outputs:
 
     def flush(self) -> None:
         """Ask about, grade and write the features that wait. A model that cannot be reached leaves its part pending."""
+        with self._timed():
+            self._flush()
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Its own share of the time that scoring takes."""
+        started = time.perf_counter()
+        yield
+        self.tally.seconds += time.perf_counter() - started
+
+    def _flush(self) -> None:
         if self.door is not None and self._down is None:
             self._ask(self.door)
         for waiting in self._waiting:
