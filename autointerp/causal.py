@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 
 from autointerp import attribute, intervene, lens, metrics, targets
-from autointerp.config import Settings, fingerprint
+from autointerp.config import Settings, SubjectSection, fingerprint
 from autointerp.dictionary import Dictionary
 from autointerp.errors import ConfigError, DictionaryError, StoreError
 from autointerp.lexicon import Lexicon
@@ -157,6 +157,38 @@ def _add(reading: Reading, store: Store, label: Label, kl: float, found: dict[st
         tally.failed[lost] += 1
 
 
+class Promotion:
+    """The words that features promote through the unembedding, beside those that random directions promote."""
+
+    def __init__(
+        self, subject: Subject, section: SubjectSection, dictionary: Dictionary, null: Dictionary, hookpoint: str,
+        lexicon: Lexicon,
+    ) -> None:  # fmt: skip
+        """`null`: the random directions. Of a dictionary that does not reach the unembedding there is no lens."""
+        self.lexicon = lexicon
+        self.lens: lens.Lens | None = None
+        try:
+            lens.check(subject, dictionary, hookpoint)
+        except DictionaryError:
+            return
+        self.lens = lens.Lens(section, dictionary, hookpoint)
+        directions = lens.Lens(section, null, hookpoint)
+        logits = [directions.logits(i).numpy() for i in range(RANDOM_LENS)]
+        self.null_words = np.stack([lexicon.strongest(row, PROMOTED) for row in logits])  # [direction, PROMOTED]
+        self.null_logits = np.stack(logits[:RANDOM])  # [direction, token], of those that are turned up
+
+    def rows(self, feature: int, similarity: NDArray[np.float32]) -> dict[str, Row]:
+        """How near the promoted words are to a label; similarity [word] to it."""
+        if self.lens is None:
+            return dict.fromkeys(LENS, Row(None, reason="no_lens"))
+        words = self.lexicon.strongest(self.lens.logits(feature).numpy(), PROMOTED)
+        own, null = float(similarity[words].mean()), similarity[self.null_words].mean(axis=1)
+        return {
+            "lens_agreement": Row(own - float(null.mean()), n=len(null)),
+            "lens_agreement_p": Row(p_of(own, null), n=len(null)),
+        }
+
+
 class Scoring:
     """What scoring many features shares: the subject, its words, and what random directions do."""
 
@@ -177,10 +209,11 @@ class Scoring:
         self.directions = null = random_directions(self.dictionary, features, RANDOM_LENS, self.seed)
         self.texts = Prompts(subject, target.keys.hookpoint, texts(store, reading.run.collection_id), FIRST)
         start = float(np.median(self.largest[features]))
+        hookpoint = target.keys.hookpoint
+        self.promotion = Promotion(subject, settings.subject, self.dictionary, null, hookpoint, self.lexicon)
         self._latest: tuple[int, Pushed | None] | None = None
         self.null_amounts: dict[int, float] = {}  # random direction -> what was added, of those that were turned up
         self.null, self.null_by_text = self._push_null(null, start, bar)
-        self._read(reading, subject, target.keys.hookpoint, null)
 
     def _push_null(self, null: Dictionary, start: float, bar: Bar) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """What random directions do to every token: [direction, token] over the texts, [text, token] over them."""
@@ -197,26 +230,12 @@ class Scoring:
             raise ConfigError(f"no strength of random directions gives a KL of {self.kl:g}: ask for another --kl")
         return torch.stack(each).numpy(), (total / n).numpy()
 
-    def _read(self, reading: Reading, subject: Subject, hookpoint: str, null: Dictionary) -> None:
-        """The words that random directions promote, [direction, PROMOTED]; the lens of the dictionary."""
-        section = reading.settings.subject
-        self.lens: lens.Lens | None = None
-        try:
-            lens.check(subject, self.dictionary, hookpoint)
-        except DictionaryError:  # its directions do not reach the unembedding
-            return
-        self.lens = lens.Lens(section, self.dictionary, hookpoint)
-        directions = lens.Lens(section, null, hookpoint)
-        logits = [directions.logits(i).numpy() for i in range(RANDOM_LENS)]
-        self.null_words = np.stack([self.lexicon.strongest(row, PROMOTED) for row in logits])
-        self.null_logits = np.stack(logits[:RANDOM])  # [direction, token], of those that are turned up
-
     def rows(self, label: Label) -> dict[str, Row]:
         """Every metric of one label."""
         similarity = self.similarity[label.feature]
         if similarity is None:
             return dict.fromkeys(METRICS, Row(None, reason="label_without_words"))
-        return self._pushed(label) | self._promoted(label, similarity)
+        return self._pushed(label) | self.promotion.rows(label.feature, similarity)
 
     def push(self, feature: int) -> Pushed | None:
         """The feature at this KL; None where no strength gives it. The latest is kept: it may be asked for twice."""
@@ -257,16 +276,6 @@ class Scoring:
             "causal_null": Row(float(null.mean()), n=len(null)),
             "causal_p": Row(p_of(own, null), n=len(null)),
             "causal_others": Row(beaten, n=len(others), reason=None if len(others) else "no_other_labels"),
-        }
-
-    def _promoted(self, label: Label, similarity: NDArray[np.float32]) -> dict[str, Row]:
-        if self.lens is None:
-            return dict.fromkeys(LENS, Row(None, reason="no_lens"))
-        words = self.lexicon.strongest(self.lens.logits(label.feature).numpy(), PROMOTED)
-        own, null = float(similarity[words].mean()), similarity[self.null_words].mean(axis=1)
-        return {
-            "lens_agreement": Row(own - float(null.mean()), n=len(null)),
-            "lens_agreement_p": Row(p_of(own, null), n=len(null)),
         }
 
 

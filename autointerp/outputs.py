@@ -153,9 +153,9 @@ class Outputs:
             self.bar.advance()
         self.changes = np.stack(changes)  # [direction, token]
         rises = {"token-change": [row - without(self.changes, i) for i, row in enumerate(self.changes)]}
-        if scoring.lens is not None:
+        if scoring.promotion.lens is not None:
             token = self.lexicon.token
-            rises["vocab-proj"] = [standardised(scoring.null_logits[i], token) for i in scoring.null_amounts]
+            rises["vocab-proj"] = [standardised(scoring.promotion.null_logits[i], token) for i in scoring.null_amounts]
         found = partial(evidence, lexicon=self.lexicon, whole=self.whole)
         self.null = {method: [found(rise) for rise in rows] for method, rows in rises.items()}
         self.worth = {method: self._worth(found) for method, found in self.null.items()}
@@ -191,8 +191,8 @@ class Outputs:
         change = self.explain.changed(dictionary, feature, amount).cpu().numpy() - self.changes.mean(axis=0)
         found = {"token-change": evidence(change, self.lexicon, self.whole)}
         found["output"] = found["token-change"]
-        if scoring.lens is not None:
-            lens = standardised(scoring.lens.logits(feature).numpy(), self.lexicon.token)
+        if scoring.promotion.lens is not None:
+            lens = standardised(scoring.promotion.lens.logits(feature).numpy(), self.lexicon.token)
             found["vocab-proj"] = evidence(lens, self.lexicon, self.whole)
             found["output"] = found["token-change"].beside(found["vocab-proj"])
         return found

@@ -210,8 +210,8 @@ def test_a_direction_that_writes_its_labels_words_beats_random_ones(
     W_dec = dictionary.W_dec.clone()  # noqa: N806
     W_dec[planted.feature] = row
     scoring.dictionary = replace(dictionary, W_dec=W_dec)
-    assert scoring.lens is not None
-    scoring.lens.dictionary = scoring.dictionary
+    assert scoring.promotion.lens is not None
+    scoring.promotion.lens.dictionary = scoring.dictionary
     scoring.tokens[planted.feature] = np.array(words)
     found = scoring.rows(planted)
     assert found["causal"].lo is not None and found["causal"].lo > 0

@@ -306,8 +306,8 @@ def test_a_planted_direction_is_labelled_with_the_words_that_it_writes(
     def with_planted(self: causal.Scoring, *given: object) -> None:
         original(self, *given)  # type: ignore[arg-type]
         self.dictionary = replace(self.dictionary, W_dec=W_dec)
-        assert self.lens is not None
-        self.lens.dictionary = self.dictionary
+        assert self.promotion.lens is not None
+        self.promotion.lens.dictionary = self.dictionary
 
     monkeypatch.setattr(causal.Scoring, "__init__", with_planted)
     made(run, features=1)
