@@ -111,10 +111,8 @@ class Configured:
     """The configured simulator as a scorer, as runs use it: a free one claims what it predicts to fire, and for one
     that is paid a free one does."""
 
-    def __init__(
-        self, simulator: Simulator, name: str, text: PlantedText, bar: Bar, proxy: "Configured | None" = None
-    ) -> None:  # fmt: skip
-        self.simulator, self.name, self.text, self.bar, self.threshold = simulator, name, text, bar, PAID_SAYS_SO
+    def __init__(self, simulator: Simulator, name: str, text: PlantedText, proxy: "Configured | None" = None) -> None:
+        self.simulator, self.name, self.text, self.threshold = simulator, name, text, PAID_SAYS_SO
         self.proxy = proxy or self
         self._pieces: dict[int, bytes] = {}
         self._known: set[int] = set()
@@ -140,18 +138,18 @@ class Configured:
             self._pieces[token] = self.text.piece(token)
         strings = {int(i): token_strings(line, self._pieces) for i, line in zip(new, tokens, strict=True)}
         if strings:
-            self.simulator.read(strings, self.bar)
+            self.simulator.read(strings, Bar(enabled=False))  # the bar is of features: reading is a part of that
             self._known.update(strings)
 
 
-def configured_scorer(settings: Settings, simulator: Simulator, found: Planted, bar: Bar) -> Configured:
+def configured_scorer(settings: Settings, simulator: Simulator, found: Planted) -> Configured:
     """The configured simulator, ready to be tried."""
     cfg, text, proxy = settings.simulator, found.bench.text, None
     if cfg.paid:
         section = cfg.model_copy(update={"kind": cfg.proxy})
         free = settings.model_copy(update={"simulator": section})
-        proxy = configured_scorer(free, open_simulator(free), found, bar)
-    scorer = Configured(simulator, cfg.kind, text, bar, proxy)
+        proxy = configured_scorer(free, open_simulator(free), found)
+    scorer = Configured(simulator, cfg.kind, text, proxy)
     if not cfg.paid:  # a paid one sees nothing that its threshold could be fitted on, here as in a run
         scorer.threshold = fitted_threshold(found, scorer, CALIBRATION_LABELS)
     return scorer

@@ -236,7 +236,8 @@ def run(settings: Settings, bar: Bar, configured: bool = False, per_density: int
         scorers: list[Scorer] = [*reference_scorers(found, settings.run.seed)]
         certificates = [certify(found, scorer, size, bar) for scorer in scorers]
         if simulator is not None:
-            scorer = configured_scorer(settings, simulator, found, bar)
+            bar.start("fit", total=None, unit="labels")
+            scorer = configured_scorer(settings, simulator, found)
             model, prompt_hash = _read_by(settings.simulator)
             certificates.append(certify(found, scorer, size, bar, model, prompt_hash, census=False, paid=paid))
     return certificates

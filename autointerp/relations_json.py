@@ -1,13 +1,18 @@
 """The figures of two dictionaries side by side, and everything that was found of them as JSON."""
 
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.sparse import csr_array
 
 from autointerp.relations import F32, NULL_QUANTILE, Matched, Measure, Relation
 from autointerp.sides import Side
 from autointerp.splits import Split
+
+WORD = re.compile(r"[^\W\d_]{2,}")  # of a label
 
 
 def summary(found: Matched, threshold: float) -> dict[str, Any]:
@@ -40,6 +45,35 @@ def agreement(decoder: Matched, activation: Matched) -> float | None:
     return float(np.mean(decoder.best.place[both] == activation.best.place[both])) if both.any() else None
 
 
+class Alike(NamedTuple):
+    """Whether matched features say the same: pairs of which both have a label."""
+
+    pairs: int
+    share: float  # of them whose labels have a word in common
+    chance: float  # the same share of all pairs of the one's label and of another's match
+
+
+def alike(rows: Sequence[Mapping[str, Any]]) -> dict[str, Alike]:
+    """Of what `pairs` gives, by measure; not of a measure by which fewer than two matches have labels."""
+    result = {}
+    for name in ("decoder", "activation"):
+        told = [(row["label"], row[name]["label"]) for row in rows if row[name] and row["label"] and row[name]["label"]]
+        if len(told) > 1:
+            ours, theirs = ([set(WORD.findall(label.lower())) for label in side] for side in zip(*told, strict=True))
+            places = {word: i for i, word in enumerate(sorted(set().union(*ours, *theirs)))}
+            common = _incidence(ours, places) @ _incidence(theirs, places).T
+            own, n = int((common.diagonal() > 0).sum()), len(told)
+            result[name] = Alike(n, own / n, (common.nnz - own) / (n * (n - 1)))
+    return result
+
+
+def _incidence(labels: list[set[str]], places: dict[str, int]) -> csr_array:
+    """[label, word], 1 where a label has a word."""
+    column = [places[word] for words in labels for word in sorted(words)]
+    ends = np.cumsum([0, *(len(words) for words in labels)])
+    return csr_array((np.ones(len(column), dtype=np.int64), column, ends), shape=(len(labels), len(places)))
+
+
 def as_json(found: Relation, everyone: bool) -> dict[str, Any]:
     """The pair, its figures, splits and merges, and the match of every labelled feature of a, or of every one."""
     return {
@@ -48,6 +82,7 @@ def as_json(found: Relation, everyone: bool) -> dict[str, Any]:
         **{name: _measure_json(getattr(found, name), found.threshold) for name in ("decoder", "activation")},
         "agreement": None if found.decoder.there is None or found.activation.there is None
         else agreement(found.decoder.there, found.activation.there),
+        "labels": {name: told._asdict() for name, told in alike(pairs(found, everyone=False)).items()},
         "splits": _splits_json(found.splits, found.a, found.b), "merges": _splits_json(found.merges, found.b, found.a),
         "matches": pairs(found, everyone),
     }  # fmt: skip

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autointerp.relations import Matched, Measure, Relation
-from autointerp.relations_json import agreement, described, pairs, summary
+from autointerp.relations_json import agreement, alike, described, pairs, summary
 from autointerp.show import visible
 from autointerp.sides import Side
 from autointerp.splits import Split
@@ -44,6 +44,12 @@ def to_terminal(found: Relation, console: Console, rows: int) -> None:
         share = agreement(found.decoder.there, found.activation.there)
         if share is not None:
             console.print(f"both measures name the same match for {share:.0%} of A's features", highlight=False)
+    if told := alike(pairs(found, everyone=False)):
+        shares = ", ".join(
+            f"{it.share:.0%} of {it.pairs} by {MEASURES[name]} ({it.chance:.0%} of pairs of others)"
+            for name, it in told.items()
+        )
+        console.print(f"labels of matched features that share a word: {shares}", highlight=False)
     _lists(found, console, rows)
 
 

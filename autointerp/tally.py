@@ -144,7 +144,7 @@ class Bar:
     def _tell(self, seconds: float) -> None:
         """A line of progress; the rate is that of the time since the line before."""
         rate = (self._done - self._said_done) / seconds if seconds else 0.0
-        left = (self._total - self._done) / rate if self._total is not None and rate else None
+        left = max(self._total - self._done, 0) / rate if self._total is not None and rate else None
         usd = self.cost() if self.cost is not None else None
         self._said, self._said_done = time.monotonic(), self._done
         if self._form == "json":

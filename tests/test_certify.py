@@ -182,8 +182,8 @@ def test_a_simulator_that_asks_a_model_is_claimed_for_by_its_free_proxy(few: Pla
         def predict(self, labels: object, passages: object) -> np.ndarray:
             raise AssertionError("the model was asked")
 
-    scorer = configured_scorer(settings, Asked(), few, QUIET)
-    free = configured_scorer(config.load(None, ["simulator.kind=pattern"]), PatternSimulator(64), few, QUIET)
+    scorer = configured_scorer(settings, Asked(), few)
+    free = configured_scorer(config.load(None, ["simulator.kind=pattern"]), PatternSimulator(64), few)
     label, panel = few.labels[0]["true"].text, few.bench.panel.passages
     assert scorer.claims(label, panel).tolist() == free.claims(label, panel).tolist()
     assert (scorer.threshold, scorer.proxy.threshold) == (PAID_SAYS_SO, free.threshold)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from autointerp.relations_json import alike
 from autointerp.store import Store
 
 from . import test_cli
@@ -116,6 +117,14 @@ def test_the_same_features_in_another_order_are_all_found(
         feature = int(one["feature_id"].rpartition("/")[2])
         assert ORDER[int(one["decoder"]["feature_id"].rpartition("/")[2])] == feature
         assert set(one["decoder"]["tokens"]) & set(one["tokens"])
+
+
+def test_labels_of_matches_that_share_a_word_stand_beside_those_of_other_pairs() -> None:
+    said = [("tax, duty", "The Tax"), ("peace", "war and peace"), ("12, 1.5", "12"), ("of the", "the law"), ("x", None)]
+    rows = [{"label": a, "decoder": {"label": b}, "activation": None} for a, b in said]
+    # By decoder: tax, peace and the; numbers have no word. Of the 12 other pairs "of the" has "the" of "The Tax".
+    assert alike(rows) == {"decoder": (4, 0.75, 1 / 12)}
+    assert alike(rows[:1]) == {}
 
 
 def test_a_dictionary_without_a_run_is_compared_by_its_rows_alone(
