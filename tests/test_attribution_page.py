@@ -278,7 +278,7 @@ def explained(pairs: list[Pair], n_random: int = 0, **changes: Any) -> Explained
 
 
 def line(feature: int) -> Line:
-    return Line(0, feature, f"d/{feature}", "d", f"label {feature}", None, "m", "good", 0.1, 1.0, *[None] * 8)
+    return Line(0, feature, f"d/{feature}", "d", f"label {feature}", None, "m", "good", None, 0.1, 1.0, *[None] * 8)
 
 
 def test_tokens_are_coloured_by_the_sum_of_their_features() -> None:

@@ -128,7 +128,7 @@ def test_what_is_no_text_is_refused(reader: TextReader, text: str, says: str) ->
 
 
 def line(feature: int) -> Line:
-    return Line(0, feature, f"d/{feature}", "d", f"label {feature}", None, "m", "good", 0.1, 1.0, *[None] * 8)
+    return Line(0, feature, f"d/{feature}", "d", f"label {feature}", None, "m", "good", None, 0.1, 1.0, *[None] * 8)
 
 
 def test_rows_are_ordered_by_the_share_of_the_largest() -> None:

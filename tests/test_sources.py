@@ -142,7 +142,7 @@ def test_chats_run_the_whole_main_job_and_their_markers_are_masked(
     settings = quick_settings(
         tiny, tmp_path, corpus__source=lines, corpus__chat="true", corpus__tokens=40_000, subject__model=chatty
     )
-    assert len(run_all(settings)) == 8
+    assert len(run_all(settings)) == 9
     ((n,),) = query(settings.database, "SELECT count(*) FROM score WHERE metric = 'r_rank' AND value IS NOT NULL")
     assert n > 0
     whole = Subject.load(settings.subject)

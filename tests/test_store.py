@@ -24,6 +24,7 @@ from autointerp.rows import (
     Explanation,
     Feature,
     Fit,
+    Grouped,
     Judgement,
     LabelEdit,
     Lens,
@@ -68,6 +69,7 @@ ROWS: tuple[Row, ...] = (
     Judgement("e", "j", "d", "select", 9, "detection", "B", "ok", None, True, None),
     SCORE,
     Verdict("v", "e", "c", 1, "s", "d", "t", "too_broad", None, '{"numbers": []}'),
+    Grouped("g", 1, "e", "tax / duty", 0.5),
     Certified("s", "chat", "m", "hash", "2026-11-01", "0", '{"gates": []}'),
     Call(
         "k", "local", None, "m", "m", "explain 1", 0, "[]", "re'ply", "ok", None, None, 5, 0, 6, 0.0, 1.5, 1, datetime(2026, 1, 2),
