@@ -56,6 +56,7 @@ PROMOTED = 10  # words of a lens that are compared with a label
 RANDOM = 32  # random directions that are turned up
 RANDOM_LENS = 256  # random directions that are read through the unembedding; the first of them are those
 BOOTSTRAP = 2000  # draws behind an interval
+LEVEL = 0.05  # of p: random directions are below it this often
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autointerp import causal_judge, metrics, outputs_shown
-from autointerp.causal import BOOTSTRAP, METRICS, causal_id
+from autointerp.causal import BOOTSTRAP, LEVEL, METRICS, causal_id
 from autointerp.outputs import labeller_ids
 from autointerp.report import Label, Reading, number
 from autointerp.rows import Score
@@ -18,8 +18,6 @@ from autointerp.show import visible
 from autointerp.store import Store
 from autointerp.store_causal import causal_scores
 from autointerp.store_outputs import said_by
-
-LEVEL = 0.05  # of p: random directions are below it this often
 
 
 def as_json(reading: Reading, store: Store, labels: Sequence[Label], kl: float) -> dict[str, Any]:

@@ -8,10 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp import metrics
-from autointerp.causal import BOOTSTRAP, RELATED, Row, p_of
+from autointerp.causal import BOOTSTRAP, LEVEL, RELATED, Row, p_of
 from autointerp.lexicon import Lexicon
-
-LEVEL = 0.05  # of p, as where shares of features are told
 
 
 class Tokens(NamedTuple):

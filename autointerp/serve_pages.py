@@ -260,6 +260,7 @@ def _status(problem: UserError) -> int:
 
 
 def one_line(problem: AutointerpError) -> str:
+    """What is the matter, in one line that is safe to show."""
     return visible(" ".join(str(problem).split()))
 
 

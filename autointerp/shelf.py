@@ -42,6 +42,7 @@ class Book:
         }
 
     def close(self) -> None:
+        """Give up the connection and the list; a snapshot stays, because others read it."""
         self.store.db.close()
         self.catalog.close()
 

@@ -25,7 +25,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         place.axhline(0, color="0.6", linewidth=0.8)
         place.spines[["top", "right"]].set_visible(False)
     for beats, colour, name in ((True, "tab:green", "above 95 % of random directions"), (False, "0.55", "not above")):
-        chosen = [(i, row) for i, row in enumerate(rows) if (row["causal_p"] <= causal_shown.LEVEL) is beats]
+        chosen = [(i, row) for i, row in enumerate(rows) if (row["causal_p"] <= causal.LEVEL) is beats]
         left.vlines(
             [i for i, _ in chosen], [r["causal_lo"] for _, r in chosen], [r["causal_hi"] for _, r in chosen],
             color=colour, linewidth=1,
