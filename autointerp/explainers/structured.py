@@ -18,7 +18,7 @@ def read(reply: str, given: Given, wanted: int, max_words: int) -> list[Candidat
     if value is None:
         raise ReplyError("bad_json", "expected a JSON object with `label` and `rules`")
     found = rules.parse(value)
-    label = clean_label(found.label, given, max_words)
+    label = clean_label(found.label, given, max_words, entry=True)
     return [Candidate(label, rules=rules.Rules(label, found.rules).text)]
 
 
