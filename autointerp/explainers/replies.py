@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autointerp.errors import ReplyError
+from autointerp.explainers.fence import restored
 
 ECHO_WORDS = 5  # so many words in a row of the prompt are a quotation, not a label
 
@@ -222,7 +223,7 @@ def clean_label(text: str, given: Given, max_words: int, entry: bool = False) ->
     if not any(c.isalnum() for c in line):
         # A feature of a punctuation mark may be labelled with the mark, where it is said to be a label.
         if (literal or entry) and (line.strip(" .…") or line == "."):
-            return line
+            return restored(line)
         raise ReplyError("empty")
     shown = given.shown()
     if line.lower() not in shown and not (literal and len(line.split()) <= 4):
@@ -239,7 +240,7 @@ def clean_label(text: str, given: Given, max_words: int, entry: bool = False) ->
         raise ReplyError("wrong_language")
     if len(line.split()) > max_words:
         raise ReplyError("too_long")
-    return line
+    return restored(line)
 
 
 def _first(text: str, entry: bool) -> tuple[str, bool]:
