@@ -104,4 +104,4 @@ def _first(errors: list[Error]) -> list[Error]:
     return sorted((e for e in errors if e.gap >= MIN_GAP), key=lambda e: (-e.gap, e.passage))[:SHOWN]
 
 
-METHOD = Method("revise", lambda shown, feature, excerpts: None)  # nothing to revise until there are errors
+METHOD = Method("revise", lambda shown, feature, excerpts: None, version=2)  # nothing to revise until there are errors
