@@ -133,7 +133,8 @@ _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning|reflection)>.*?</\1>"
 _THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
 _THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
 _CHANNEL = re.compile(r"<\|channel\|>(\w+)(?:<\|message\|>)?")
-_SPECIAL = re.compile(r"<\|[\w-]+\|>|</?s>|<(?:start|end)_of_turn>|</?answer>")
+_TOKEN = r"(?:<\|[\w-]+\|>|</?s>|<(?:start|end)_of_turn>|</?answer>)"
+_SPECIAL = re.compile(rf"^(?:\s*{_TOKEN})+|(?:{_TOKEN}\s*)+$")  # around a reply; within it they are what it is about
 
 
 def answer(reply: str) -> str:
