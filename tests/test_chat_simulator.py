@@ -10,13 +10,16 @@ import pytest
 
 from autointerp import config, prompts, score, simulate
 from autointerp.errors import BudgetSpent, ReplyError
+from autointerp.explainers.fence import neutral
 from autointerp.llm import Door
 from autointerp.simulators import AskingSimulator
 from autointerp.simulators.chat import ChatSimulator, understood
 from autointerp.store import Store
 from autointerp.tally import Bar
 
+from .doubles import TURNS
 from .llm_server import Asked, Server
+from .test_injection import ATTACKS
 from .test_simulate import Bench, MakeBench, Reader
 from .test_simulate import bench as bench  # a fixture
 from .test_simulate import planted as planted  # a fixture
@@ -53,6 +56,8 @@ def reply(*passages: Sequence[tuple[object, object, object]]) -> str:
         (1, [("caf\u00e9", 1, 5)], {6: 5, 7: 5}),  # an accent that is a character of its own
         (1, [("日", 1, 5)], {8: 5, 9: 5, 10: 5}),  # tokens that hold its first bytes have no text
         (1, [("two lines", 1, 5)], {11: 5, 12: 5, 13: 5}),  # other white space
+        (0, [("Dollars", 2, 7)], {7: 7}),  # another case, where it is not there in its own
+        (0, [("we", 1, 7), ("THE", 1, 3)], {0: 7, 10: 3}),
     ],
 )
 def test_a_quote_marks_the_tokens_that_it_covers(passage: int, fires: list[Any], expected: dict[int, float]) -> None:
@@ -76,7 +81,7 @@ GOOD = reply([("dollars", 1, 7)], [("two", 1, 3)])
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ("", "bad_json"), ("none of them", "bad_json"), (GOOD[:-5], "bad_json"), ("[" * 100_000, "bad_json"),
+        ("", "empty"), ("<think>They fit", "reasoning"), ("none of them", "bad_json"), (GOOD[:-5], "bad_json"), ("[" * 100_000, "bad_json"),
         ("[]", "bad_shape"), ("3", "bad_shape"), ("null", "bad_shape"), ('{"1": {}, "2": []}', "bad_shape"),
         ('{"1": [1, 2], "2": []}', "bad_shape"), ('{"1": [["dollars", 1]], "2": []}', "bad_shape"),
         ('{"1": ["dollars", 1, 7], "2": []}', "bad_shape"), ('{"1": [["dollars", 1, 7, 7]], "2": []}', "bad_shape"),
@@ -90,7 +95,7 @@ GOOD = reply([("dollars", 1, 7)], [("two", 1, 3)])
         (reply([("dollars", True, 7)], []), "bad_shape"), (reply([("dollars", "1", 7)], []), "bad_shape"),
         (reply([("euros", 1, 7)], []), "quote_not_found"),
         (reply([("two", 1, 7)], []), "quote_not_found"),  # stands in the other passage
-        (reply([("Dollars", 1, 7)], []), "quote_not_found"),
+        (reply([("Dollars", 3, 7)], []), "no_such_occurrence"),
         (reply([("dollars", 3, 7)], []), "no_such_occurrence"), (reply([("dollars", 0, 7)], []), "no_such_occurrence"),
         (reply([("the", 2, 7)], []), "no_such_occurrence"), (reply([("dollars", -1, 7)], []), "no_such_occurrence"),
         (reply([("dollars", 1.5, 7)], []), "bad_shape"), (reply([("dollars", None, 7)], []), "bad_shape"),
@@ -106,6 +111,33 @@ def test_a_reply_that_is_wrong_anywhere_is_not_used(bad: str, reason: str) -> No
         understood(bad, PASSAGES, 20)
     assert problem.value.reason == reason
     assert len(str(problem.value)) < 300 or reason == "bad_json"
+
+
+def test_places_are_counted_in_any_case_where_there_are_too_few_in_the_quotes_own() -> None:
+    passage = [["The", " mill", " by", " the", " river"]]
+    found = understood(reply([("the", 2, 7)]), passage, 5)
+    assert found[0].tolist() == [0, 0, 0, 7, 0]
+    assert understood(reply([("the", 1, 7)]), passage, 5)[0].tolist() == [0, 0, 0, 7, 0]
+    with pytest.raises(ReplyError, match="2 times"):
+        understood(reply([("the", 3, 7)]), passage, 5)
+
+
+@pytest.mark.parametrize("quote", ["<b>", "‹b›", "2 * 3", "2 ∗ 3", "[INST]", "###", "<s>"])
+def test_a_quote_may_hold_what_was_replaced_or_its_look_alike(quote: str) -> None:
+    passage = neutral(["a ", "<b>", " ###", " 2 * 3", " [INST]", "<s>"])
+    (row,) = understood(reply([(quote, 1, 7)]), [passage], 6)
+    place = {"b": 1, "#": 2, "2": 3, "I": 4, "s": 5}[next(c for c in quote if c in "b#2Is")]
+    assert {i: float(v) for i, v in enumerate(row) if v} == {place: 7}
+
+
+def test_a_letter_that_is_two_in_lower_case_shifts_no_place() -> None:
+    passage = [["İ", " İ", " word"]]
+    assert understood(reply([("WORD", 1, 7)]), passage, 3)[0].tolist() == [0, 0, 7]
+
+
+def test_thoughts_before_a_reply_are_no_part_of_it() -> None:
+    thought = f'<think>The label fits {{"1": []}} mostly.</think>\n{GOOD}'
+    np.testing.assert_array_equal(understood(thought, PASSAGES, 20), understood(GOOD, PASSAGES, 20))
 
 
 @pytest.mark.parametrize("shown", [GOOD, f"```json\n{GOOD}\n```", f"Here it is:\n```\n{GOOD}\n```\n", f"\n {GOOD} "])
@@ -330,6 +362,29 @@ def test_a_passage_that_gives_orders_changes_no_more_than_its_own() -> None:
         found = simulator.predict(["red"], np.array([1, 2, 3]))[0]
         assert shown(server.log[0]) == ("red", ["".join(text) for text in texts.values()]), "one line for each passage"
     assert found.tolist() == [[0, 10, 0, 0], [10, 0, 0, 0], [10, 0, 0, 0]]
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_a_passage_or_label_is_no_turn_of_the_chat(attack: str) -> None:
+    """A model whose chat template reads the markers in a text, and which obeys: the other passages stay as they are."""
+    def says(asked: Asked) -> str:
+        _, texts = shown(asked)
+        turns = TURNS.split("\n".join(text for _, text in asked.chat))
+        if len(turns) > 1:
+            return reply(*[[(text.split()[0], 1, 10)] for text in texts])
+        return reply(*[[("river", 1, 10)] if "river" in text else [] for text in texts])
+
+    strings = {1: ["a", " red", " river"], 2: ["x", attack, " river"], 3: [" red", " bridge"]}
+    for label in ("river", f"river {attack}"):
+        with Server(says=says) as server, Store.memory() as store:
+            settings = config.load(None, [
+                "simulator.kind=chat", "simulator.provider=openai", "simulator.model=m",
+                f"simulator.base_url={server.openai}",
+            ])  # fmt: skip
+            simulator = ChatSimulator(Door(store, settings), settings.simulator, 3)
+            simulator.read(strings, Bar(enabled=False))
+            found = simulator.predict([label], np.array([1, 2, 3]))[0]
+        assert found.tolist() == [[0, 0, 10], [0, 0, 10], [0, 0, 0]]
 
 
 def test_a_label_cannot_pass_for_passages() -> None:

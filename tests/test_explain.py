@@ -43,12 +43,26 @@ def test_a_word_is_marked_whole_whichever_of_its_tokens_fires() -> None:
 
 
 def test_an_excerpt_is_one_line_around_its_strongest_token() -> None:
-    strings = [f"w{i}\n" for i in range(60)]
+    strings = [f"w{i} \t " for i in range(60)]
     text = marked(strings, [5, 40], [0.5, 1.0])
-    assert "\n" not in text
     assert marks(text) == ["w40"]
-    assert len(text.split()) == 33
-    assert "w5 " not in text
+    assert text == " ".join(f"**w{i}**" if i == 40 else f"w{i}" for i in range(24, 57))
+
+
+@pytest.mark.parametrize(
+    ("strings", "fires", "text"),
+    [
+        (["End", ".", "\n\n", "Last", " year"], [2], r"End. **\n\n** Last year"),
+        (["End", ".", "\n\n", "Last", " year"], [3], r"End. \n\n **Last** year"),
+        (["End", ".\n", " Last", " year"], [1], r"End**. \n** Last year"),
+        (["End", ".", "\n", " Last", " year"], [3], r"End. \n **Last** year"),  # its space is not of the break
+        (["a", "\r\n", "  ", "b"], [2], r"a \r\n **b**"),  # a space: the next word stands for it
+        (["a", " \n ", "\n", " \n"], [2], r"a **\n\n\n**"),
+        (["\n", "a", "日", "", "", "\n"], [5], r"\n a日 **\n**"),
+    ],
+)
+def test_a_line_break_is_written_out_and_marked_where_it_fires(strings: list[str], fires: list[int], text: str) -> None:
+    assert marked(strings, fires, [1.0] * len(fires)) == text
 
 
 @pytest.mark.parametrize(
@@ -300,7 +314,8 @@ def test_lists_hold_the_strongest_tokens_and_those_after_them(explain: Explain) 
         after, strongest, texts = map(firing_lines, parts[1:])
         assert len(strongest) == len(texts) == 4
         assert len(after) <= 4
-        assert all(line.removeprefix("- ") in text for line, text in zip(strongest, texts))
+        assert all(line.removeprefix("- ").strip('"') in text for line, text in zip(strongest, texts))
+        assert "- " not in [*after, *strongest], "a space is written so that it can be seen"
 
 
 def test_nothing_that_is_shown_is_of_another_split(

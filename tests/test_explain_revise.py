@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from autointerp.config import Settings
@@ -127,6 +128,44 @@ def test_errors_are_the_largest_gaps_of_the_scoring_set_on_select(run: Run, plan
             assert all(0.2 <= e.gap <= 1 for e in (*missed, *wrong))
             assert [e.gap for e in missed] == sorted((e.gap for e in missed), reverse=True)
         assert n_wrong
+
+
+def test_what_a_label_gets_right_in_a_passage_is_not_marked_as_missed(
+    run: Run, planted: Planted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A passage in which a label gets the strongest token right, and misses the others."""
+    monkeypatch.setattr("autointerp.explainers.revise.SHOWN", 1000)
+    ran = run(lambda job: WRONG)
+    with Store.create(ran.settings.database) as store:
+        before = ran.keys.rounds[0].of(store.latest_run())
+        errors = Errors(store, before, Texts(store, before.collection_id))
+        feature, label = next(iter(errors.labels.items()))
+        sample = store.excerpts(before.collection_id, feature, "select", "sample")
+        several = [i for i in range(len(sample.passage)) if np.diff(sample.firing.offsets)[i] >= 2]
+        passage = int(sample.passage[several[0]])
+        at = slice(sample.firing.offsets[several[0]], sample.firing.offsets[several[0] + 1])
+        positions, values = sample.firing.positions[at].tolist(), sample.firing.values[at].tolist()
+        right = positions[int(np.argmax(values))]
+        store.db.execute(
+            "UPDATE simulation SET positions = [$at], predicted = [1e6] WHERE explanation_id = $label AND passage_id = $passage",
+            {"at": right, "label": label.explanation_id, "passage": passage},
+        )
+        (error,) = [error for error in errors.worst(feature)[0] if error.passage == passage]
+        assert error.positions and set(error.positions) <= set(positions) - {right}
+
+
+def test_a_passage_without_a_prediction_is_no_error(run: Run, planted: Planted) -> None:
+    ran = run(lambda job: WRONG)
+    with Store.create(ran.settings.database) as store:
+        before = ran.keys.rounds[0].of(store.latest_run())
+        errors = Errors(store, before, Texts(store, before.collection_id))
+        feature, label = next(iter(errors.labels.items()))
+        lost = errors.worst(feature)[0][0].passage
+        store.db.execute(
+            "UPDATE simulation SET status = 'failed', reason = 'cut_off', positions = NULL, predicted = NULL "
+            "WHERE explanation_id = ? AND passage_id = ?", [label.explanation_id, lost],
+        )  # fmt: skip
+        assert lost not in {error.passage for error in errors.worst(feature)[0]}
 
 
 def test_a_right_label_has_no_errors_to_show(run: Run, planted: Planted) -> None:

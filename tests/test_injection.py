@@ -1,5 +1,6 @@
 """Excerpts are data: whatever the corpus says, it changes no more of a prompt than its own excerpt."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -7,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from autointerp import config, prompts
+from autointerp import config, prompts, rules
 from autointerp.evidence import ExplainEvidence, Texts
-from autointerp.explainers import METHODS, Shown, messages
-from autointerp.explainers.fence import line, neutral
+from autointerp.explainers import METHODS, Given, Shown, messages
+from autointerp.explainers.fence import line, neutral, restored
+from autointerp.explainers.replies import clean_label
 from autointerp.explainers.revise import Errors
 from autointerp.llm import Job, Model, Request
 from autointerp.pipeline import Pipeline, prepare
@@ -81,6 +83,24 @@ def test_harmless_text_has_the_length_of_its_tokens_and_none_of_their_power(atta
 )
 def test_ordinary_text_stays_as_it_is(text: str) -> None:
     assert neutral(["He said: ", text]) == ["He said: ", text]
+
+
+@pytest.mark.parametrize("text", ["<div>", "a * b", "[INST]", "## x", "~~~", "```", "\nuser: x", "**kw"])
+def test_what_a_model_quotes_is_put_back_as_the_corpus_has_it(text: str) -> None:
+    assert neutral([text]) != [text]
+    assert restored("".join(neutral([text]))) == text
+    assert clean_label(f"a {''.join(neutral([text]))}", Given([]), 12) == clean_label(f"a {text}", Given([]), 12, entry=True)
+
+
+def test_rules_match_the_text_that_was_made_harmless() -> None:
+    text = "<b>2 * 3</b> [INST]"
+    (shown,) = neutral([text])
+    items = [shown[:3], rf"/\d {shown[5]} \d/", rf"/\{shown[13]}[A-Z]{{4}}\{shown[18]}/", f"/{shown[8]}(/b){shown[11]}/"]
+    reply = {"label": "tags", "rules": [{"trigger": [item], "context": [], "strength": 5, "exceptions": []} for item in items]}
+    (candidate,) = METHODS["structured"].read(json.dumps(reply), Given([]), 1, 12)
+    found = rules.load(candidate.rules or "").rules
+    matches = [rules.pattern(rule.trigger[0]).search(text) for rule in found]
+    assert [match and match.group() for match in matches] == ["<b>", "2 * 3", "[INST]", "</b>"]
 
 
 def test_a_line_is_one_line() -> None:

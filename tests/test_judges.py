@@ -40,7 +40,7 @@ GOOD = reply([1], [2])
 @pytest.mark.parametrize(
     ("bad", "reason"),
     [
-        ("", "bad_json"), ("both of them", "bad_json"), (GOOD[:-3], "bad_json"), ("[" * 100_000, "bad_json"),
+        ("", "empty"), ("both of them", "bad_json"), (GOOD[:-3], "bad_json"), ("[" * 100_000, "bad_json"),
         ('{"1": [1], "2": [2], "1": [2]}', "bad_json"),
         ("[]", "bad_shape"), ("[[1], [2]]", "bad_shape"), ("3", "bad_shape"), ("null", "bad_shape"),
         (reply([1], [2]).replace("[2]", "null"), "bad_shape"), (reply([1], [2]).replace("[2]", '"2"'), "bad_shape"),
@@ -57,6 +57,11 @@ def test_a_reply_that_is_wrong_anywhere_is_not_used(bad: str, reason: str) -> No
     with pytest.raises(ReplyError) as problem:
         understood(bad, 2, 3)
     assert problem.value.reason == reason
+
+
+def test_thoughts_before_a_reply_are_no_part_of_it() -> None:
+    found = understood(f'<think>Not {{"1": []}}.</think>\n{GOOD}<|im_end|>', 2, 3)
+    np.testing.assert_array_equal(found, understood(GOOD, 2, 3))
 
 
 @pytest.mark.parametrize("name", ["judge-detect", "judge-fuzz"])

@@ -18,4 +18,4 @@ def evidence(shown: Shown, feature: int, excerpts: int) -> Evidence | None:
     return Evidence(found.holes | {"silent": listed(silent)}, found.n_excerpts + len(silent))
 
 
-METHOD = Method("contrastive", evidence)
+METHOD = Method("contrastive", evidence, version=2)

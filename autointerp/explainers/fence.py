@@ -17,6 +17,7 @@ _TAG = re.compile(r"\[(/?[A-Z][A-Z_ ]*)\]")  # [INST], [/INST], [TOOL_CALLS]
 _FENCE = re.compile(r"`{3,}|~{3,}|#{2,}")
 _TURN = re.compile(r"(^|[\n\r])(\s*[#∗_]*(?:system|user|assistant|human|model|developer|tool)[∗_]*\s*):", re.IGNORECASE)
 _LOOKALIKE = {"`": "ˋ", "~": "˜", "#": "＃"}
+_BACK = str.maketrans("‹›∗ˋ˜＃꞉⟦⟧", "<>*`~#:[]")
 _JOINERS = "\u200c\u200d"  # letters of Persian and Indic words, and emoji, need them
 
 
@@ -32,6 +33,13 @@ def neutral(strings: Sequence[str]) -> list[str]:
         parts.append(text[start : start + len(string)])
         start += len(string)
     return parts
+
+
+def restored(text: str) -> str:
+    """What a model says of a text, with the characters that the corpus has in place of our look-alikes: a label that
+    quotes one is read beside the text as it was. It is data of the corpus again, and goes into prompts through `line`.
+    """
+    return text.translate(_BACK)
 
 
 def line(text: str) -> str:

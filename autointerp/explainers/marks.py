@@ -16,4 +16,4 @@ def evidence(shown: Shown, feature: int, excerpts: int) -> Evidence | None:
     return Evidence({"excerpts": listed(lines)}, len(found))
 
 
-METHOD = Method("marks", evidence)
+METHOD = Method("marks", evidence, version=2)

@@ -6,7 +6,7 @@ tokens are there where `explainer.logit_lens` is set.
 """
 
 from autointerp.explainers.method import Evidence, Method
-from autointerp.explainers.shown import Shown, listed, visible
+from autointerp.explainers.shown import Shown, listed, one_line, visible
 
 SIDE_TOKENS = 24  # of a text, on each side of its peak
 
@@ -24,12 +24,12 @@ def evidence(shown: Shown, feature: int, excerpts: int) -> Evidence | None:
     return Evidence({
         "after": _tokens(after),
         "strongest": _tokens([p.strings[at] for p, at in zip(found, peaks, strict=True)]),
-        "texts": listed([" ".join(text.split()) for text in texts]),
+        "texts": listed([one_line(text) for text in texts]),
     }, len(found))  # fmt: skip
 
 
 def _tokens(tokens: list[str]) -> str:
-    return listed([visible(token).strip() for token in tokens])
+    return listed([visible(token).strip() or '" "' for token in tokens])
 
 
-METHOD = Method("max-act-logits", evidence)
+METHOD = Method("max-act-logits", evidence, version=2)

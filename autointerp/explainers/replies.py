@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autointerp.errors import ReplyError
+from autointerp.explainers.fence import restored
 
 ECHO_WORDS = 5  # so many words in a row of the prompt are a quotation, not a label
 
@@ -32,10 +33,16 @@ class Given:
     texts: Sequence[str]  # all of the prompt
     answers: Sequence[str] = ()  # its example answers
 
-    def marked(self) -> set[str]:
-        """The marked words of the prompt, lower case: these may be labels, whatever they say."""
-        return {word.lower() for text in self.texts for word in re.findall(r"\*\*(.+?)\*\*", text)}
+    def shown(self) -> set[str]:
+        """The words that the data show a feature to fire on, lower case: these may be labels, whatever they say.
 
+        Marked ones, the lines of a list of tokens, and tokens with an activation; of the last text, which holds the
+        data, because the words of an example are the first that a small model repeats.
+        """
+        return {word.strip().lower() for text in self.texts[-1:] for found in _SHOWN.findall(text) for word in found}
+
+
+_SHOWN = re.compile(r"\*\*(.+?)\*\*|^- (\S+(?: \S+)?)$|^([^\t\n]+)\t[1-9]", re.MULTILINE)
 
 LABELS_SCHEMA = {
     "type": "object",
@@ -51,9 +58,10 @@ def labels(reply: str, given: Given, wanted: int, max_words: int) -> list[Candid
     Proposals that are no label are among them with their reason. Raises ReplyError where not one is a label.
     """
     found: dict[str, Candidate] = {}
-    for text in _proposals(answer(reply), wanted):
+    texts, entries = _proposals(answer(reply), wanted)
+    for text in texts:
         try:
-            label = clean_label(text, given, max_words)
+            label = clean_label(text, given, max_words, entries)
             found.setdefault(label.casefold(), Candidate(label))
         except ReplyError as problem:
             found.setdefault(f"\n{text}", Candidate(None, problem.reason))
@@ -63,13 +71,14 @@ def labels(reply: str, given: Given, wanted: int, max_words: int) -> list[Candid
     return candidates
 
 
-def _proposals(text: str, wanted: int) -> list[str]:
-    text = _unfenced(text)
+def _proposals(text: str, wanted: int) -> tuple[list[str], bool]:
+    """What a reply proposes; True where these are the entries of JSON."""
     value = json_in(text)
     if value is not None:
-        return list(_texts(value))
+        return list(_texts(value)), True
+    text = _unfenced(text)
     lines = [match[1] for line in text.splitlines() if (match := _ITEM.match(line.strip()))]
-    return lines if wanted > 1 and len(lines) > 1 else [text]
+    return lines if wanted > 1 and len(lines) > 1 else [text], False
 
 
 _ITEM = re.compile(r"(?:\d{1,2}[.):]|[-*•])\s+(.+)")
@@ -89,23 +98,34 @@ def _texts(value: Any, depth: int = 4) -> Iterable[str]:
 
 
 def json_in(text: str) -> Any:
-    """The JSON object or list that a reply consists of, in a code fence or not, or None where it is plain text.
+    """The JSON object or list that a reply consists of, in a code fence, after prose or bare; None for plain text.
 
     Raises ReplyError("bad_json") for what begins as JSON and cannot be read: cut off, mostly.
     """
-    body = _unfenced(text)
-    start = re.search(r"\{\s*[\"“}]|\[\s*[\"{]", body)
-    if start is None or (start.start() > 0 and not body[: start.start()].rstrip().endswith((":", "."))):
+    start = next((m.start() for m in _JSON.finditer(text) if _opens(text[: m.start()])), None)
+    if start is None:
         return None
     try:
-        return json.JSONDecoder().raw_decode(body, start.start())[0]
+        return json.JSONDecoder().raw_decode(text, start)[0]
     except (ValueError, RecursionError) as problem:
         raise ReplyError("bad_json", str(problem)) from None
 
 
+_JSON = re.compile(r"\{\s*[\"“'}]|\[\s*[\"{']")
+
+
+def _opens(before: str) -> bool:
+    """True where JSON that comes after this text is the reply, and no part of a sentence: on a line of its own, or
+    after a colon, a full stop or a tag."""
+    return not before.rpartition("\n")[2].strip() or before.rstrip().endswith((":", ".", ">", "```json", "```"))
+
+
+_FENCED = re.compile(r"^[ \t]*```\w*\s*(.*?)(?:```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+
+
 def _unfenced(text: str) -> str:
     """What stands in the first code fence of a reply; the whole of it where there is none."""
-    fenced = re.search(r"```(?:json)?\s*(.*?)(?:```|$)", text, re.DOTALL)
+    fenced = _FENCED.search(text)
     return (fenced[1] if fenced else text).strip()
 
 
@@ -113,7 +133,8 @@ _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning|reflection)>.*?</\1>"
 _THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
 _THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
 _CHANNEL = re.compile(r"<\|channel\|>(\w+)(?:<\|message\|>)?")
-_SPECIAL = re.compile(r"<\|[\w-]+\|>|</?s>|<(?:start|end)_of_turn>")
+_TOKEN = r"(?:<\|[\w-]+\|>|</?s>|<(?:start|end)_of_turn>|</?answer>)"
+_SPECIAL = re.compile(rf"^(?:\s*{_TOKEN})+|(?:{_TOKEN}\s*)+$")  # around a reply; within it they are what it is about
 
 
 def answer(reply: str) -> str:
@@ -154,6 +175,14 @@ _THINKING = re.compile(
     r"(step|method) \d|analysis\b.*:|reasoning\b|thinking\b|here (is|are) (my|the) (thinking|analysis|reasoning))",
     re.IGNORECASE,
 )
+# An entry of JSON that begins like the above may be a label ("we must: appeals", "sorry, apologies"): it is none where
+# it speaks of the task.
+_TASK = re.compile(
+    r"\b(excerpts?|marked|marks|label(s|l?ed)?|features?|neurons?|patterns?|tokens?|words?|examples?|passages?|answer|task"
+    r"|prompt|user|json|(in )?common|shared?|these|help|assist|comply|continue|provide|determine|identify|analy[sz]e"
+    r"|request|content|discuss)\b",
+    re.IGNORECASE,
+)
 _NOTHING = re.compile(
     r"^(there (is|are|seems to be) )?(no|not any|without( any)?)( \w+){0,3} "
     r"(pattern|theme|meaning|concept|feature|commonality|connection|link|label|idea|answer|relation(ship)?)s?\b|"
@@ -164,6 +193,8 @@ _NOTHING = re.compile(
     r"(wide )?(variety|range|mix|collection|set|assortment) of)( (and|or|of|various|different|diverse|random|unrelated|"
     r"common|english|tokens?|words?|texts?|topics?|contexts?|excerpts?|phrases?|concepts?|things|subjects?|patterns?|"
     r"themes?|terms?|content))*$|"
+    r"^none of (the|these) .*\b(words?|tokens?|excerpts?)\b.*\b(share|have|show|fit)|"
+    r"^(an? )?(unclear|unknown|ambiguous|inconsistent) (pattern|theme|meaning|concept|feature)s?$|"
     r"^(common|frequent|frequently used|marked|specific|certain|these|the) ?(english )?"
     r"(tokens?|words?|text|excerpts?|phrases?)$",
     re.IGNORECASE,
@@ -183,47 +214,57 @@ _PREFIX = re.compile(
 )
 
 
-def clean_label(text: str, given: Given, max_words: int) -> str:
+def clean_label(text: str, given: Given, max_words: int, entry: bool = False) -> str:
     """The label in one proposal: its first line that says something, without wrapping.
 
+    entry  it is an entry of JSON: a label as it stands, not a line of a reply that may be anything
     Raises ReplyError with the reason when that is no label.
     """
-    line, literal = _first(text)
+    line, literal = _first(text, entry)
     if not any(c.isalnum() for c in line):
-        # A feature of a punctuation mark may be labelled with the mark, if it is in quotation marks.
-        if literal and line and not line.isspace() and set(line) != {"."}:
-            return line
+        # A feature of a punctuation mark may be labelled with the mark, where it is said to be a label.
+        if (literal or entry) and (line.strip(" .…") or line == "."):
+            return restored(line)
         raise ReplyError("empty")
-    shown = given.marked()
+    shown = given.shown()
     if line.lower() not in shown and not (literal and len(line.split()) <= 4):
         for pattern, reason in ((_REFUSAL, "refusal"), (_NOTHING, "no_pattern"), (_THINKING, "reasoning")):
-            if pattern.search(line):
+            if pattern.search(line) and (not entry or pattern is _NOTHING or _TASK.search(line)):
                 raise ReplyError(reason)
         if line.lower() in _OF_THE_PROMPT:
             raise ReplyError("echo")
-    if "**" in line:
+    if line.count("**") > 1 or ("**" in line and not entry):
         raise ReplyError("marks")
-    if _is_echo(line, given, shown):
+    if line.lower() not in shown and _is_echo(line, given):
         raise ReplyError("echo")
     if foreign(line, given.texts):
         raise ReplyError("wrong_language")
     if len(line.split()) > max_words:
         raise ReplyError("too_long")
-    return line
+    return restored(line)
 
 
-def _first(text: str) -> tuple[str, bool]:
+def _first(text: str, entry: bool) -> tuple[str, bool]:
     """The first line that is more than a heading, unwrapped; True where the whole of it was in quotation marks."""
     lines = ["".join(c for c in line if c.isprintable()) for line in text.splitlines()]
     for raw in lines:
-        line = raw.lstrip(" \t-*•`#").rstrip(" \t*`")
-        bare = _PREFIX.sub("", line).strip(" \t*`")
+        line = _unwrapped(raw.strip()) if entry else raw.lstrip(" \t-*•#").rstrip(" \t*")
+        bare = _unwrapped(_PREFIX.sub("", line).strip(" \t" if entry else " \t*"))
         bare = re.sub(r"^\d{1,2}[.)]\s+", "", bare)
-        stopped = bare.removesuffix(".") if not bare.endswith("..") else bare
-        inner = _unquoted(stopped)
-        if inner.strip("\"'“”"):
+        stopped = bare if re.search(r"\.\.$|\b\w\.\w\.$", bare) else bare.removesuffix(".")
+        inner = _unquoted(stopped or bare)
+        if inner.strip("\"'“”") or (entry and inner):
             return inner, inner != stopped
     return "", False
+
+
+def _unwrapped(line: str) -> str:
+    """The line without bold or code marks around the whole of it; a mark that has no partner is part of the label."""
+    for mark in ("**", "`"):
+        inner = line[len(mark) : -len(mark)]
+        if len(line) > 2 * len(mark) and line.startswith(mark) and line.endswith(mark) and mark not in inner:
+            return inner.strip()
+    return line
 
 
 def _unquoted(line: str) -> str:
@@ -235,10 +276,10 @@ def _unquoted(line: str) -> str:
     return line
 
 
-def _is_echo(line: str, given: Given, shown: set[str]) -> bool:
+def _is_echo(line: str, given: Given) -> bool:
     plain = _plain(line)
-    if plain in {_plain(text) for text in given.answers} and line.lower() not in shown:
-        return True
+    if plain in {_plain(text) for text in given.answers}:
+        return bool(plain)
     if len(plain.split()) < ECHO_WORDS:
         return False
     return any(f" {plain} " in f" {_plain(text)} " for text in given.texts)

@@ -23,12 +23,15 @@ MIN_GAP = 0.2  # smaller ones, as a share of the largest value, are no errors wo
 
 @dataclass(frozen=True)
 class Error:
-    """A passage that a label gets wrong: where its feature fires (missed), or where it was guessed to (wrong)."""
+    """A passage that a label gets wrong: where its feature fires and it says nothing (missed), or the reverse (wrong).
+
+    A token is wrong by actual - predicted, or the reverse, each as a share of its largest value in the scoring set.
+    """
 
     passage: int
-    gap: float  # actual - predicted, or the reverse, each as a share of its largest value in the scoring set
-    positions: list[int]
-    values: list[float]
+    gap: float  # the largest of its tokens'
+    positions: list[int]  # of the tokens that are wrong by MIN_GAP or more, so not of those that the label gets right
+    values: list[float]  # the gap of each
 
 
 class Errors:
@@ -46,17 +49,18 @@ class Errors:
         silent = {row.passage_id for row in drawn} - fires
         sample = self.store.excerpts(self.run.collection_id, feature, "select", "sample")
         actual = _by_passage(sample.firing, fires)
-        predicted = _by_passage(self.store.simulations(label, self.run.grader("select"), "select")[0], fires | silent)
+        found, lost = self.store.simulations(label, self.run.grader("select"), "select")
+        predicted = _by_passage(found, (fires | silent) - lost.keys())
         a_max, p_max = _largest(actual), _largest(predicted)
         missed = []
-        for passage, at in actual.items():
+        for passage in actual.keys() - lost.keys():
             guess = predicted.get(passage, {})
-            gap = max(value / a_max - guess.get(position, 0.0) / p_max for position, value in at.items())
-            missed.append(Error(passage, gap, list(at), list(at.values())))
+            gaps = {at: value / a_max - guess.get(at, 0.0) / p_max for at, value in actual[passage].items()}
+            missed.append(_error(passage, gaps))
         wrong = [
-            Error(passage, max(at.values()) / p_max, list(at), list(at.values()))
+            _error(passage, {position: value / p_max for position, value in at.items()})
             for passage, at in predicted.items()
-            if passage in silent and at
+            if passage in silent
         ]
         return _first(missed), _first(wrong)
 
@@ -96,6 +100,11 @@ def _by_passage(sparse: Sparse, wanted: set[int]) -> dict[int, dict[int, float]]
     return found
 
 
+def _error(passage: int, gaps: dict[int, float]) -> Error:
+    worst = {position: gap for position, gap in gaps.items() if gap >= MIN_GAP}
+    return Error(passage, max(worst.values(), default=0.0), list(worst), list(worst.values()))
+
+
 def _largest(values: dict[int, dict[int, float]]) -> float:
     return max((value for at in values.values() for value in at.values()), default=0.0) or 1.0
 
@@ -104,4 +113,4 @@ def _first(errors: list[Error]) -> list[Error]:
     return sorted((e for e in errors if e.gap >= MIN_GAP), key=lambda e: (-e.gap, e.passage))[:SHOWN]
 
 
-METHOD = Method("revise", lambda shown, feature, excerpts: None)  # nothing to revise until there are errors
+METHOD = Method("revise", lambda shown, feature, excerpts: None, version=2)  # nothing to revise until there are errors

@@ -3,9 +3,12 @@
 Nothing here reads another split. All text has been through `fence.neutral`.
 """
 
+import re
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -120,32 +123,46 @@ def marked(strings: Sequence[str], positions: Sequence[int], values: Sequence[fl
 
 def around(strings: Sequence[str], position: int, strong: set[int] | None = None) -> str:
     """The words around a token, on one line; with `strong`, words that hold one of these positions, and the word at
-    `position`, are marked, neighbours together."""
-    found = words(strings)
+    `position`, are marked, neighbours together. A line break is a word too, written out."""
+    found = _units(strings)
     if not found:
         return " ".join("".join(strings).split())
-    # The token may be a space or a line end: then the next word stands for it.
-    place = next((i for i, word in enumerate(found) if word.last > position), len(found) - 1)
-    marks = set() if strong is None else {*strong, found[place].first}
-    window = slice(max(place - CONTEXT_WORDS, 0), place + CONTEXT_WORDS + 1)
-    spaced = list(zip(found, _spaces("".join(strings), found), strict=True))
+    # The token may be a space: then the next word stands for it.
+    place = next((i for i, (word, _) in enumerate(found) if word.last > position), len(found) - 1)
+    marks = set() if strong is None else {*strong, found[place][0].first}
     pieces: list[str] = []
     inside = False
-    for word, space in spaced[window]:
+    for word, space in found[max(place - CONTEXT_WORDS, 0) : place + CONTEXT_WORDS + 1]:
         fires = any(t in marks for t in range(word.first, word.last))
         pieces += ["**" * (inside and not fires), space if pieces else "", "**" * (fires and not inside), word.text]
         inside = fires
     return "".join([*pieces, "**" * inside])
 
 
-def _spaces(text: str, found: Sequence[Word]) -> list[str]:
-    """What stands before each word, as at most one space: between words there is nothing but white space."""
-    spaces, at = [], 0
-    for word in found:
-        start = text.index(word.text, at)
-        spaces.append(" " if start > at else "")
-        at = start + len(word.text)
-    return spaces
+def _units(strings: Sequence[str]) -> list[tuple[Word, str]]:
+    """The words and line breaks of a passage, each with what stands before it: at most one space, because between them
+    is nothing but white space."""
+    text = "".join(strings)
+    ends = list(accumulate(map(len, strings)))
+    found: list[tuple[Word, str]] = []
+    at = 0
+    for word in [*words(strings), None]:
+        start = text.index(word.text, at) if word else len(text)
+        for gap in _BREAKS.finditer(text, at, start):
+            first, last = (bisect_right(ends, character) for character in (gap.start(), gap.end() - 1))
+            found.append((Word(visible("".join(gap.group().split(" "))), first, last + 1), " "))
+        if word:
+            found.append((word, " " if start > at else ""))
+            at = start + len(word.text)
+    return found
+
+
+def one_line(text: str) -> str:
+    """A text on one line, its line breaks written out."""
+    return " ".join(_BREAKS.sub(lambda found: f" {visible(''.join(found.group().split(' ')))} ", text).split())
+
+
+_BREAKS = re.compile(r"[\n\r](?:\s*[\n\r])*")
 
 
 def listed(lines: Sequence[str]) -> str:

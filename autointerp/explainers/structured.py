@@ -5,9 +5,13 @@ stands a label of a few words, so that every simulator can read the same row. Se
 set of rules is long, and one reply with three of them repeats itself.
 """
 
+import re
+from typing import Any
+
 from autointerp import rules
 from autointerp.errors import ReplyError
 from autointerp.explainers import marks
+from autointerp.explainers.fence import restored
 from autointerp.explainers.method import Method
 from autointerp.explainers.replies import Candidate, Given, answer, clean_label, json_in
 
@@ -17,9 +21,22 @@ def read(reply: str, given: Given, wanted: int, max_words: int) -> list[Candidat
     value = json_in(answer(reply))
     if value is None:
         raise ReplyError("bad_json", "expected a JSON object with `label` and `rules`")
-    found = rules.parse(value)
-    label = clean_label(found.label, given, max_words)
+    found = rules.parse(_restored(value))
+    label = clean_label(found.label, given, max_words, entry=True)
     return [Candidate(label, rules=rules.Rules(label, found.rules).text)]
 
 
-METHOD = Method("structured", marks.evidence, read, rules.SCHEMA, one_reply=False)
+def _restored(value: Any) -> Any:
+    """The reply with the corpus' own characters, which is what its items are matched with."""
+    if isinstance(value, dict):
+        return {key: _restored(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_restored(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    if rules.is_regex(value):  # look-alikes of what means something in an expression stand for themselves
+        value = re.sub(r"\\?([∗⟦⟧])", lambda found: "\\" + found[1], value)
+    return restored(value)
+
+
+METHOD = Method("structured", marks.evidence, read, rules.SCHEMA, one_reply=False, version=2)

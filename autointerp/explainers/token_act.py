@@ -38,4 +38,4 @@ def _lists(passages: list[list[tuple[str, int]]]) -> str:
     return "\n".join(f"<start>\n{body}<end>" for body in bodies)
 
 
-METHOD = Method("token-act", evidence)
+METHOD = Method("token-act", evidence, version=2)

@@ -6,16 +6,20 @@ quote that does not stand in its passage, a place that does not exist or a stren
 nothing of it is used. Its passages are rows with their reason, never zeros. A call that is too long for the model's
 context is asked again in halves, down to one passage a call.
 
-A quote is found as it stands, or else up to white space, quotation marks and the Unicode form of its characters.
-Places are counted over whole words where the quote is one somewhere in its passage ("the" is not found in "other"),
-else over all places. Every token that the quote covers, in part or whole, gets its strength, and where quotes overlap
-the larger one; a token that holds only a part of a character counts as the place where the character is.
+A quote is found as it stands, or else up to white space, quotation marks and the Unicode form of its characters, or
+else in any case; a place that is not among those found is looked for among the next. Places are counted over whole
+words where the quote is one somewhere in its passage ("the" is not found in "other"), else over all places. Every token
+that the quote covers, in part or whole, gets its strength, and where quotes overlap the larger one; a token that holds
+only a part of a character counts as the place where the character is.
+
+Passages are data, as is a label: what a prompt or a chat template is made of is replaced by look-alikes of the same
+length, which a quote may hold or not.
 """
 
 import json
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -25,12 +29,16 @@ from numpy.typing import NDArray
 from autointerp import prompts
 from autointerp.config import SimulatorSection
 from autointerp.errors import ReplyError
+from autointerp.explainers.fence import line, neutral, restored
+from autointerp.explainers.replies import answer as spoken
 from autointerp.llm import Door, Job, Request, halves
 from autointerp.llm.structured import by_number, numbered
 from autointerp.simulators import Lost, Predicted
 from autointerp.simulators.gathered import Asked, Gathered, Wanted
 
 MAX_STRENGTH = 10
+Folded = tuple[str, Sequence[int]]  # a text in another form, and per character the place that it comes from
+Fold = Callable[[str], Folded]
 FIRES = {"type": "array", "items": {"type": "array", "items": {"anyOf": [{"type": "string"}, {"type": "number"}]}}}
 
 
@@ -64,7 +72,7 @@ class ChatSimulator(Asked):
 
     def _job(self, wanted: Wanted, place: int, rows: slice) -> Job[NDArray[np.float32]]:
         label, passages = wanted[place]
-        texts = [self._texts[i] for i in passages[rows].tolist()]
+        texts = [neutral(self._texts[i]) for i in passages[rows].tolist()]
         parse = partial(understood, passages=texts, passage_tokens=self.passage_tokens)
         return Job(self._request(label, texts), f"simulate chat {label}", parse, (place, rows))
 
@@ -77,7 +85,7 @@ class ChatSimulator(Asked):
 
     def _request(self, label: str, texts: Sequence[Sequence[str]]) -> Request:
         shown = [f"{n}: {json.dumps(''.join(text), ensure_ascii=False)}" for n, text in enumerate(texts, start=1)]
-        messages = prompts.fill(self.cfg.prompt_file, label=" ".join(label.split()), passages="\n".join(shown))
+        messages = prompts.fill(self.cfg.prompt_file, label=line(label), passages="\n".join(shown))
         content = tuple((message["role"], message["content"]) for message in messages)
         return Request(self.model, content, self.cfg.max_new_tokens, schema=json.dumps(numbered(len(texts), FIRES)))
 
@@ -90,7 +98,7 @@ def understood(reply: str, passages: Sequence[Sequence[str]], passage_tokens: in
 
     Raises ReplyError with the first thing that is wrong; nothing of a reply is used unless all of it can be.
     """
-    found = by_number(reply, len(passages), "passage")
+    found = by_number(spoken(reply), len(passages), "passage")
     values = np.zeros((len(passages), passage_tokens), dtype=np.float32)
     for (name, fires), row, strings in zip(found.items(), values, passages, strict=True):
         _mark(row[: len(strings)], name, strings, fires)
@@ -122,14 +130,15 @@ def _place(entry: Any, name: str, text: str) -> tuple[tuple[int, int], float]:
         raise ReplyError("bad_shape", f"passage {name}: expected a count as occurrence, not {_shown(occurrence)}")
     if isinstance(strength, bool) or not isinstance(strength, int | float) or not 0 <= strength <= MAX_STRENGTH:
         raise ReplyError("out_of_range", f"passage {name}: strength {_shown(strength)} is no number from 0 to 10")
-    places = spans(quote, text)
-    if not places:
+    most = 0
+    for fold in FOLDS:
+        places = _spans(quote, text, fold)
+        if 1 <= occurrence <= len(places):
+            return places[occurrence - 1], strength
+        most = max(most, len(places))
+    if not most:
         raise ReplyError("quote_not_found", f"passage {name} does not hold {_shown(quote)}")
-    if not 1 <= occurrence <= len(places):
-        raise ReplyError(
-            "no_such_occurrence", f"passage {name} holds {_shown(quote)} {len(places)} times, not {occurrence}"
-        )
-    return places[occurrence - 1], strength
+    raise ReplyError("no_such_occurrence", f"passage {name} holds {_shown(quote)} {most} times, not {occurrence}")
 
 
 def _shown(value: Any) -> str:
@@ -140,21 +149,17 @@ def _shown(value: Any) -> str:
 
 def spans(quote: str, text: str) -> list[tuple[int, int]]:
     """Where a quote stands in a text, in order: see the head of this file."""
-    wanted = quote.strip() or quote
-    for fold in (False, True):
-        places = _spans(_folded(wanted)[0] if fold else wanted, text, fold)
-        if places:
-            whole = [(a, b) for a, b in places if not (_within_word(text, a) or _within_word(text, b))]
-            return whole or places
-    return []
+    return next((places for fold in FOLDS if (places := _spans(quote, text, fold))), [])
 
 
-def _spans(wanted: str, text: str, fold: bool) -> list[tuple[int, int]]:
-    if not fold:
-        return [match.span() for match in re.finditer(re.escape(wanted), text)]
-    folded, origin = _folded(text)
-    pattern = r"\s+".join(re.escape(word) for word in wanted.split()) or re.escape(wanted)
-    return [(origin[a], origin[b - 1] + 1) for a, b in (match.span() for match in re.finditer(pattern, folded))]
+def _spans(quote: str, text: str, fold: Fold) -> list[tuple[int, int]]:
+    """Where it stands up to this; of whole words, where there are such."""
+    folded, origin = fold(text)
+    wanted = fold(quote.strip() or quote)[0]
+    pattern = re.escape(wanted) if fold is _exact else r"\s+".join(map(re.escape, wanted.split())) or re.escape(wanted)
+    matches = (match.span() for match in re.finditer(pattern, folded))
+    places = [(origin[first], origin[last - 1] + 1) for first, last in matches if first < last]
+    return [(a, b) for a, b in places if not (_within_word(text, a) or _within_word(text, b))] or places
 
 
 def _within_word(text: str, place: int) -> bool:
@@ -169,11 +174,25 @@ def _letter(character: str) -> bool:
 _LOOKALIKES = str.maketrans({"’": "'", "‘": "'", "`": "'", "“": '"', "”": '"', "–": "-", "—": "-", "‑": "-"})
 
 
-def _folded(text: str) -> tuple[str, list[int]]:
-    """A text with one form for characters that look alike, and per character the place that it comes from."""
+def _exact(text: str) -> Folded:
+    return text, range(len(text))
+
+
+def _alike(text: str) -> Folded:
+    """One form for characters that look alike."""
     characters, origin = [], []
     for match in re.finditer(r"(?s).[\u0300-\u036f]*", text):  # a letter with its accents
-        form = unicodedata.normalize("NFKC", match.group()).translate(_LOOKALIKES)
+        form = unicodedata.normalize("NFKC", restored(match.group())).translate(_LOOKALIKES)
         characters.append(form)
         origin += [match.start()] * len(form)
     return "".join(characters), origin
+
+
+def _any_case(text: str) -> Folded:
+    """The same, in lower case: a few capitals are two small letters."""
+    characters, origin = _alike(text)
+    lower = [character.lower() for character in characters]
+    return "".join(lower), [place for place, small in zip(origin, lower, strict=True) for _ in small]
+
+
+FOLDS: tuple[Fold, ...] = (_exact, _alike, _any_case)

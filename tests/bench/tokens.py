@@ -104,10 +104,10 @@ class Right:
                 sample = grading.sample(feature, split).firing  # type: ignore[arg-type]
                 grading.texts.fetch(sample.passage)
                 for i, passage in enumerate(sample.passage.tolist()):
-                    strings = grading.texts.strings(passage)
+                    strings = neutral(grading.texts.strings(passage))
                     at = sample.positions[sample.offsets[i] : sample.offsets[i + 1]].tolist()
                     self.quotes[feature, "".join(strings)] = quoted(strings, at)
-                    self.fires.setdefault("".join(neutral(strings)), set()).add(feature)
+                    self.fires.setdefault("".join(strings), set()).add(feature)
 
 
 def quoted(strings: Sequence[str], positions: Sequence[int]) -> list[tuple[str, int]]:
