@@ -45,7 +45,8 @@ class Asking:
         )  # fmt: skip
         self.model = model_of(self.cfg)
         self.draws = 1 if method.one_reply else self.cfg.samples  # calls per feature
-        self.schema = json.dumps(method.schema)
+        self.wanted = self.cfg.samples if method.one_reply else 1  # labels per call
+        self.schema = json.dumps(method.schema(self.wanted, self.cfg.max_words))
 
     def rows(
         self, features: Sequence[int], collection: str, explainer: str, nothing: str = "never_fires_in_explain"
@@ -81,16 +82,15 @@ class Asking:
         self, features: Sequence[int], excerpts: int, waiting: dict[int, _Answers], silent: list[int]
     ) -> Iterator[Job[list[Candidate]]]:
         """The calls of each feature; those with nothing to show are put into `silent`."""
-        wanted = self.cfg.samples if self.method.one_reply else 1
         for feature in features:
-            filled = messages(self.method, self.prompt, self.shown, feature, excerpts, wanted, self.cfg.max_words)
+            filled = messages(self.method, self.prompt, self.shown, feature, excerpts, self.wanted, self.cfg.max_words)
             if filled is None:
                 silent.append(feature)
                 continue
             content, n_shown = filled
             waiting[feature] = _Answers(n_shown, self.draws)
             given = Given([m["content"] for m in content], examples(content))
-            parse = partial(_read, self.method, given, wanted, self.cfg.max_words)
+            parse = partial(_read, self.method, given, self.wanted, self.cfg.max_words)
             for draw in range(self.draws):
                 request = Request(
                     self.model, tuple((m["role"], m["content"]) for m in content), self.cfg.max_new_tokens,

@@ -43,7 +43,7 @@ from autointerp.asking import examples
 from autointerp.causal import Row, Scoring, causal_id, p_of
 from autointerp.config import Settings, fingerprint, model_of
 from autointerp.errors import BudgetSpent, Unreachable
-from autointerp.explainers.replies import LABELS_SCHEMA, Candidate, Given, labels
+from autointerp.explainers.replies import Candidate, Given, labels, labels_schema
 from autointerp.llm import Door, Job, Request
 from autointerp.matched import Prompts, Pushed
 from autointerp.output_grade import Tokens, Worth
@@ -244,7 +244,8 @@ class Outputs:
             given = Given([message["content"] for message in content], examples(content))
             read = partial(labels, given=given, wanted=1, max_words=cfg.max_words)
             said = tuple((message["role"], message["content"]) for message in content)
-            request = Request(model_of(cfg), said, cfg.max_new_tokens, schema=json.dumps(LABELS_SCHEMA))
+            form = json.dumps(labels_schema(1, cfg.max_words))
+            request = Request(model_of(cfg), said, cfg.max_new_tokens, schema=form)
             yield Job(request, f"explain output {one.label.feature_id}", read, one.label.feature)
 
     # -- the grade -----------------------------------------------------------------------------------------------------

@@ -57,16 +57,24 @@ class Rules:
         return json.dumps(asdict(self), ensure_ascii=False)
 
 
-_ITEMS = {"type": "array", "items": {"type": "string"}}
+_ITEMS = {"type": "array", "items": {"type": "string", "maxLength": MAX_CHARS}, "maxItems": MAX_ITEMS}
 _RULE = {
     "type": "object",
-    "properties": {"trigger": _ITEMS, "context": _ITEMS, "strength": {"type": "integer"}, "exceptions": _ITEMS},
+    "properties": {
+        "trigger": {**_ITEMS, "minItems": 1},
+        "context": _ITEMS,
+        "strength": {"type": "integer", "minimum": 0, "maximum": MAX_STRENGTH},
+        "exceptions": _ITEMS,
+    },
     "required": ["trigger", "context", "strength", "exceptions"],
     "additionalProperties": False,
 }
-SCHEMA = {  # of the reply; bounds are checked here, because not every provider's schemas can say them
+SCHEMA = {  # of the reply; bounds are checked here as well, because not every provider's schemas can say them
     "type": "object",
-    "properties": {"label": {"type": "string"}, "rules": {"type": "array", "items": _RULE}},
+    "properties": {
+        "label": {"type": "string"},
+        "rules": {"type": "array", "items": _RULE, "minItems": 1, "maxItems": MAX_RULES},
+    },
     "required": ["label", "rules"],
     "additionalProperties": False,
 }

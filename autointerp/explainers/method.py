@@ -1,12 +1,12 @@
 """What an explainer that asks a model is: a prompt file, what fills it, and how the reply is read."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from autointerp import prompts
 from autointerp.explainers.fence import line
-from autointerp.explainers.replies import LABELS_SCHEMA, Candidate, Given, labels
+from autointerp.explainers.replies import Candidate, Given, labels, labels_schema
 from autointerp.explainers.shown import Shown, visible
 
 LENS_PART = "part-lens"  # prompt file of the tokens that a feature makes likelier
@@ -27,7 +27,7 @@ class Method:
     name: str
     evidence: Callable[[Shown, int, int], Evidence | None]  # (shown, feature, excerpts wanted); None: nothing to show
     read: Callable[[str, Given, int, int], list[Candidate]] = labels  # (reply, given, labels wanted, max_words)
-    schema: Mapping[str, Any] = field(default_factory=lambda: LABELS_SCHEMA)
+    schema: Callable[[int, int], Mapping[str, Any]] = labels_schema  # (labels wanted, max_words) -> of the reply
     one_reply: bool = True  # all candidates in one reply; else each has a call of its own
     version: int = 1  # raised when the code changes what it would show or read for the same settings
 

@@ -14,6 +14,7 @@ from typing import Any
 from autointerp.errors import ReplyError
 from autointerp.explainers.fence import restored
 
+WORD_CHARS = 16  # of a word in a label, on average at most
 ECHO_WORDS = 5  # so many words in a row of the prompt are a quotation, not a label
 
 
@@ -44,12 +45,15 @@ class Given:
 
 _SHOWN = re.compile(r"\*\*(.+?)\*\*|^- (\S+(?: \S+)?)$|^([^\t\n]+)\t[1-9]", re.MULTILINE)
 
-LABELS_SCHEMA = {
-    "type": "object",
-    "properties": {"labels": {"type": "array", "items": {"type": "string"}}},
-    "required": ["labels"],
-    "additionalProperties": False,
-}
+def labels_schema(wanted: int, max_words: int) -> dict[str, Any]:
+    """The schema of a reply with up to so many labels."""
+    label = {"type": "string", "maxLength": WORD_CHARS * max_words}
+    return {
+        "type": "object",
+        "properties": {"labels": {"type": "array", "items": label, "minItems": 1, "maxItems": wanted}},
+        "required": ["labels"],
+        "additionalProperties": False,
+    }
 
 
 def labels(reply: str, given: Given, wanted: int, max_words: int) -> list[Candidate]:

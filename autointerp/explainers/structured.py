@@ -39,4 +39,4 @@ def _restored(value: Any) -> Any:
     return restored(value)
 
 
-METHOD = Method("structured", marks.evidence, read, rules.SCHEMA, one_reply=False, version=2)
+METHOD = Method("structured", marks.evidence, read, lambda wanted, max_words: rules.SCHEMA, one_reply=False, version=2)

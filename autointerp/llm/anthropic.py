@@ -1,10 +1,10 @@
 """Provider `anthropic`: Claude, through the Messages API."""
 
-import json
 import os
 from typing import Any
 
 from autointerp.errors import UserError
+from autointerp.llm import structured
 from autointerp.llm.request import Model, Reply, Request
 from autointerp.llm.sent import Sent
 from autointerp.llm.trouble import KEY_VARIABLE, Judge
@@ -56,7 +56,7 @@ class AnthropicChat:
         if "thinking" in parts:
             body["thinking"] = {"type": "disabled"}
         if "schema" in parts:
-            body["output_config"] = {"format": {"type": "json_schema", "schema": json.loads(request.schema or "{}")}}
+            body["output_config"] = {"format": {"type": "json_schema", "schema": structured.plain(request.schema)}}
         found = await self.chats.create(
             model=self.model.name, max_tokens=request.max_new_tokens, messages=[], extra_body=body
         )

@@ -65,7 +65,7 @@ class Choice(LogitsProcessor):
         self.forms = [forms.of(request.schema) for request in requests]
         self.chance = [torch.Generator(device).manual_seed(int(request.call_id[:15], 16)) for request in requests]
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """The logits with noise, and with minus infinity for every token that would leave the form."""
         scores = scores.float()
         for row, request in enumerate(self.requests):
@@ -79,7 +79,7 @@ class Choice(LogitsProcessor):
         return scores
 
     def _allowed(self, input_ids: Tensor, n_tokens: int) -> NDArray[np.bool_] | None:
-        """Which tokens may come next [row, token]: after a complete form its end alone. None where no row has a form."""
+        """Which tokens may come next [row, token]; after a complete form its end alone. None where no row has one."""
         if not any(self.forms):
             return None
         newest = input_ids[:, self.n_prompt :][:, -1:].tolist()  # [row][1], or [row][0] before the first

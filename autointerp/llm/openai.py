@@ -3,12 +3,11 @@
 Prompts that are read instead of answered go to the completions of a server that speaks vLLM's: see `completions`.
 """
 
-import json
 import os
 from typing import Any
 
 from autointerp.errors import UserError
-from autointerp.llm import completions
+from autointerp.llm import completions, structured
 from autointerp.llm.request import Model, Reading, Reply
 from autointerp.llm.sent import Sent
 from autointerp.llm.trouble import KEY_VARIABLE, BadRequest, Judge
@@ -67,10 +66,8 @@ class OpenAIChat:
         if "reasoning_effort" in parts:
             body["reasoning_effort"] = "none"
         if "schema" in parts:
-            schema = json.loads(request.schema or "{}")
-            body["response_format"] = {
-                "type": "json_schema", "json_schema": {"name": "reply", "schema": schema, "strict": True}
-            }  # fmt: skip
+            form = {"name": "reply", "schema": structured.plain(request.schema), "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
         found = await self.chats.create(model=self.model.name, messages=[], extra_body=body)
         return self._read(found, parts)
 

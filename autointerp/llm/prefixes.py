@@ -50,40 +50,46 @@ class Prefixes:
         kinds = [type(layer) for layer in DynamicCache(config=self.model.config).layers]
         if not kinds or set(kinds) != {DynamicLayer}:
             return None
-        if self.held(key, ids) < len(ids):
-            one = Cache(layers=[_Rows(None, 1, len(ids)) for _ in kinds])
+        n = len(ids)
+        if self.held(key, ids) < n:
+            run = [_Rows(1, n) for _ in kinds]
             self.model.base_model(
-                input_ids=torch.tensor([list(ids)], device=self.model.device), past_key_values=one, use_cache=True
-            )
-            self._kept[key] = Prefix(list(ids), [(layer.keys, layer.values) for layer in one.layers])  # type: ignore[misc]
+                input_ids=torch.tensor([list(ids)], device=self.model.device),
+                past_key_values=Cache(layers=list(run)), use_cache=True,
+            )  # fmt: skip
+            self._kept[key] = Prefix(list(ids), [layer.filled for layer in run])
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        layers = self._kept[key].layers
-        return Cache(layers=[_Rows((k[..., : len(ids), :], v[..., : len(ids), :]), n_rows, n_tokens) for k, v in layers])
+        rows = [_Rows(n_rows, n_tokens) for _ in kinds]
+        for layer, held in zip(rows, self._kept[key].layers, strict=True):
+            layer.update(*(part[..., :n, :].expand(n_rows, -1, -1, -1) for part in held))
+        return Cache(layers=list(rows))
 
 
 class _Rows(DynamicLayer):
     """Keys and values of a batch in memory taken once: joined anew for every token, all before it would be copied."""
 
-    def __init__(self, held: tuple[Tensor, Tensor] | None, n_rows: int, n_tokens: int) -> None:
+    def __init__(self, n_rows: int, n_tokens: int) -> None:
         super().__init__()
         self.n_rows, self.n_tokens = n_rows, n_tokens
-        self._room: tuple[Tensor, Tensor] | None = None
-        if held is not None:
-            self.update(*(part.expand(n_rows, -1, -1, -1) for part in held))
+        self._room: list[Tensor] = []
+
+    @property
+    def filled(self) -> tuple[Tensor, Tensor]:
+        """The keys and values that are there."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Keys and values with those of new tokens."""
-        if self._room is None:
-            self.lazy_initialization(key_states, value_states)
-            self._room = tuple(  # type: ignore[assignment]
-                new.new_empty(self.n_rows, new.shape[1], self.n_tokens, new.shape[3]) for new in (key_states, value_states)
-            )
-        assert self._room is not None
+        new = key_states, value_states
+        if not self.is_initialized:
+            self.lazy_initialization(*new)
+            self._room = [part.new_empty(self.n_rows, part.shape[1], self.n_tokens, part.shape[3]) for part in new]
         before = self.get_seq_length()
         after = before + key_states.shape[-2]
-        for room, new in zip(self._room, (key_states, value_states), strict=True):
-            room[:, :, before:after] = new
+        for room, part in zip(self._room, new, strict=True):
+            room[:, :, before:after] = part
         self.keys, self.values = (room[:, :, :after] for room in self._room)
-        return self.keys, self.values
+        return self.filled

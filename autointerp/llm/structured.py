@@ -29,6 +29,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+BOUNDS = {"minItems", "maxItems", "maxLength", "minimum", "maximum"}
+
+
+def plain(schema: str | None) -> Any:
+    """A schema, decoded, without the bounds that providers refuse in one. A model in this process is held to them."""
+    return json.loads(schema or "{}", object_hook=lambda part: {k: v for k, v in part.items() if k not in BOUNDS})
+
+
 def numbered(n: int, entry: dict[str, Any]) -> dict[str, Any]:
     """The schema of a reply about n numbered things, the shortest that names all: {"1": entry, "2": entry, ...}."""
     names = [str(i) for i in range(1, n + 1)]
