@@ -89,7 +89,7 @@ class LocalProvider:
         replies = []
         for row, (ids, new) in enumerate(zip(prompts, output[:, width:].tolist(), strict=True)):
             text = str(self.tokenizer.decode(new, skip_special_tokens=True))
-            cached = shared if cache is not None and (held or row) else 0
+            cached = shared if held or row else 0
             reply = Reply(text, self.name, len(ids), sum(token != pad for token in new), ms, cached)
             ended = not self.ends or bool(set(new) & set(self.ends))
             replies.append(reply if ended else replace(reply, status="unparsed", reason=CUT_OFF))
@@ -100,6 +100,8 @@ class LocalProvider:
 
         At most all but one of each: what follows the last token of a prompt is what is asked.
         """
+        if not self.prefixes.n_layers:
+            return 0, False
         silent = tuple((role, "") for role, _ in request.messages[request.n_stable :])
         bare = self._ids(replace(request, messages=(*request.messages[: request.n_stable], *silent)))
         shared = min(min(common(ids, bare), len(ids) - 1) for ids in prompts)

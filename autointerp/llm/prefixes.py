@@ -35,6 +35,8 @@ class Prefixes:
 
     def __init__(self, model: "PreTrainedModel") -> None:
         self.model = model
+        kinds = [type(layer) for layer in DynamicCache(config=model.config).layers]
+        self.n_layers = len(kinds) if set(kinds) == {DynamicLayer} else 0  # 0: nothing can be kept
         self._kept: OrderedDict[Hashable, Prefix] = OrderedDict()
 
     def held(self, key: Hashable, ids: Sequence[int]) -> int:
@@ -45,14 +47,20 @@ class Prefixes:
     def cache(self, key: Hashable, ids: Sequence[int], n_rows: int, n_tokens: int) -> Cache | None:
         """A cache for so many prompts of so many tokens, replies included, filled with what they begin with.
 
-        None where the model has a layer that is not plain attention. `key`: what this prefix will be known by.
+        None where nothing can be kept of this model. `key`: what this prefix will be known by.
         """
-        kinds = [type(layer) for layer in DynamicCache(config=self.model.config).layers]
-        if not kinds or set(kinds) != {DynamicLayer}:
+        if not self.n_layers:
             return None
-        n = len(ids)
-        if self.held(key, ids) < n:
-            run = [_Rows(1, n) for _ in kinds]
+        rows = [_Rows(n_rows, n_tokens) for _ in range(self.n_layers)]
+        if ids:
+            for layer, held in zip(rows, self._layers(key, ids), strict=True):
+                layer.update(*(part[..., : len(ids), :].expand(n_rows, -1, -1, -1) for part in held))
+        return Cache(layers=list(rows))
+
+    def _layers(self, key: Hashable, ids: Sequence[int]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a prefix that begins with these tokens."""
+        if self.held(key, ids) < len(ids):
+            run = [_Rows(1, len(ids)) for _ in range(self.n_layers)]
             self.model.base_model(
                 input_ids=torch.tensor([list(ids)], device=self.model.device),
                 past_key_values=Cache(layers=list(run)), use_cache=True,
@@ -61,10 +69,7 @@ class Prefixes:
         self._kept.move_to_end(key)
         while len(self._kept) > KEPT:
             self._kept.popitem(last=False)
-        rows = [_Rows(n_rows, n_tokens) for _ in kinds]
-        for layer, held in zip(rows, self._kept[key].layers, strict=True):
-            layer.update(*(part[..., :n, :].expand(n_rows, -1, -1, -1) for part in held))
-        return Cache(layers=list(rows))
+        return self._kept[key].layers
 
 
 class _Rows(DynamicLayer):
