@@ -19,6 +19,13 @@ from .test_simulate import planted as planted  # a fixture
 TEXT = ["We", " paid", " nine", " dol", "lars", " and", " the", " other", " paid", " in", " dollars", " short", "."]
 
 
+def test_white_space_fires_where_it_is_all_that_a_trigger_is_about() -> None:
+    strings = ["End", ".", "\n\n", "Next", " line", "\n", " last"]
+    assert fires(told(rule(r"/\n+/")), strings) == {2: 5, 5: 5}
+    assert fires(told(rule("/\n\n/")), strings) == {2: 5}
+    assert fires(told(rule(r"/\.\n+/")), strings) == {1: 5}, "at the ends of more it is no part of it"
+
+
 def test_the_example_rules_of_the_prompt_fire_on_the_marks_of_its_excerpts() -> None:
     messages = prompts.fill("explain-structured", lens="", excerpts="", max_words="12")
     shown = 0
