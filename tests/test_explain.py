@@ -13,7 +13,7 @@ from autointerp import config, rules
 from autointerp.errors import BudgetSpent, ReplyError, Unreachable
 from autointerp.explainers import Given
 from autointerp.explainers.fence import neutral
-from autointerp.explainers.shown import around, marked
+from autointerp.explainers.shown import around, firing, marked
 from autointerp.explainers.structured import METHOD as STRUCTURED
 from autointerp.llm import Answer, Job
 from autointerp.pipeline import Pipeline, prepare
@@ -83,6 +83,13 @@ def test_marks_in_the_text_are_taken_out(strings: list[str]) -> None:
 
 def test_an_excerpt_marks_something_wherever_the_feature_fires() -> None:
     assert marks(marked(["Ada", " was", " ", "42", " years"], [2], [1.0])) == ["42"]
+
+
+def test_a_character_of_several_tokens_is_one_token_and_fires_as_the_strongest() -> None:
+    found = firing(["a", "", "", " 日", " dog", "", "é"], [1, 2, 4, 5], [0.5, 1.0, 0.9, 0.8])
+    assert (found.strings, found.positions, found.values) == (["a", " 日", " dog", "é"], [1, 2, 3], [1.0, 0.9, 0.8])
+    assert marked(found.strings, found.positions, found.values) == "a **日 dogé**"
+    assert found.peak == 1
 
 
 def test_what_is_around_a_silent_token_has_no_marks() -> None:

@@ -191,8 +191,7 @@ def pair_up(content: list[dict[str, str]]) -> list[tuple[str, str]]:
 def test_the_double_obeys_where_text_is_not_made_harmless(
     ask: tuple[Ask, set[int]], attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("shown", "revise"):
-        monkeypatch.setattr(f"autointerp.explainers.{module}.neutral", lambda strings: list(strings))
+    monkeypatch.setattr("autointerp.explainers.shown.neutral", lambda strings: list(strings))
     assert any(OBEYED in obeys(job(content)) for _, content in ask[0](attack))
 
 

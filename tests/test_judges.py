@@ -166,6 +166,18 @@ def test_a_decoy_is_of_the_same_kind_and_length_and_on_silent_tokens_that_count(
     assert fuzzing.decoy(TEXT, [0], {3}, 0) == [3]
 
 
+def test_marks_are_around_whole_characters_where_a_part_of_one_fires() -> None:
+    strings = ["a", "", "", " 日", " dog", "", " 本", " sat", "", "é"]
+    for position, shown in ((1, "日"), (2, "日"), (3, "日"), (8, "é"), (4, "dog")):
+        texts: Any = Passages(dict.fromkeys(range(1, 9), strings))
+        found = fuzzing.items(sparse({p: {position: 1.0} for p in range(1, 9)}), set(range(1, 9)), texts, 16, 0, 0)
+        assert len(found) == 16
+        assert {tuple(marks(i.text)) for i in found if i.marked} == {(shown,)}
+        wrong = {mark for i in found if not i.marked for mark in marks(i.text)}
+        assert len(wrong) > 1 and shown not in wrong
+        assert {i.text.count("**") for i in found} == {2}
+
+
 def test_weak_firings_are_neither_marked_nor_decoys_and_a_full_passage_is_passed_over() -> None:
     firing = {1: {0: 1.0, 1: 10.0, 2: 1.0}, 2: dict.fromkeys(range(len(TEXT)), 1.0)}
     texts: Any = Passages({1: TEXT[:4], 2: TEXT}, masked={})

@@ -1,12 +1,13 @@
 """The `pattern` simulator executes rules as rules.py defines them, and makes literal rules of any other label."""
 
 import json
+import re
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from autointerp import score, simulate
+from autointerp import prompts, score, simulate
 from autointerp.rules import Rule
 from autointerp.simulators.pattern import PatternSimulator, rules_of, sentence_of
 from autointerp.tally import Bar
@@ -16,6 +17,26 @@ from .test_simulate import bench as bench  # a fixture
 from .test_simulate import planted as planted  # a fixture
 
 TEXT = ["We", " paid", " nine", " dol", "lars", " and", " the", " other", " paid", " in", " dollars", " short", "."]
+
+
+def test_white_space_fires_where_it_is_all_that_a_trigger_is_about() -> None:
+    strings = ["End", ".", "\n\n", "Next", " line", "\n", " last"]
+    assert fires(told(rule(r"/\n+/")), strings) == {2: 5, 5: 5}
+    assert fires(told(rule("/\n\n/")), strings) == {2: 5}
+    assert fires(told(rule(r"/\.\n+/")), strings) == {1: 5}, "at the ends of more it is no part of it"
+
+
+def test_the_example_rules_of_the_prompt_fire_on_the_marks_of_its_excerpts() -> None:
+    messages = prompts.fill("explain-structured", lens="", excerpts="", max_words="12")
+    shown = 0
+    for asked, answered in zip(messages[1:-1:2], messages[2::2]):
+        for excerpt in re.findall(r"^- (.+)$", asked["content"], re.MULTILINE):
+            pieces = re.split(r"\*\*", excerpt)
+            # Marks have no part in what a rule covers beside them: a colon between two marked numbers.
+            fired = {i for i in fires(answered["content"], pieces) if re.search(r"\w", pieces[i])}
+            assert fired == set(range(1, len(pieces), 2)), excerpt
+            shown += 1
+    assert shown == 9
 
 
 def rule(*trigger: str, context: Sequence[str] = (), strength: int = 5, exceptions: Sequence[str] = ()) -> dict[str, object]:

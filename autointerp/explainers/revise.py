@@ -11,9 +11,9 @@ import numpy as np
 
 from autointerp.evidence import Texts
 from autointerp.explainers import marks
-from autointerp.explainers.fence import line, neutral
+from autointerp.explainers.fence import line
 from autointerp.explainers.method import Evidence, Method
-from autointerp.explainers.shown import Shown, listed, marked
+from autointerp.explainers.shown import Shown, firing, listed, marked
 from autointerp.rows import Explanation, Run
 from autointerp.store import Sparse, Store
 
@@ -67,7 +67,8 @@ class Errors:
     def excerpt(self, error: Error) -> str:
         """The passage around the error, marked."""
         assert self.texts.row(error.passage).split == "select"
-        return marked(neutral(self.texts.strings(error.passage)), error.positions, error.values)
+        shown = firing(self.texts.strings(error.passage), error.positions, error.values)
+        return marked(shown.strings, shown.positions, shown.values)
 
     def method(self) -> Method:
         """The method with these errors to show."""

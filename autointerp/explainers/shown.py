@@ -30,7 +30,7 @@ MAX_TOKENS = 256  # of a passage
 class Firing:
     """A passage that the feature fires on."""
 
-    strings: list[str]  # one per token, harmless
+    strings: list[str]  # one per token that has text (see `whole`), harmless
     positions: list[int]  # where it fires, ascending
     values: list[float]  # activation at each, > 0
 
@@ -76,10 +76,8 @@ class Shown:
         passages = []
         for i in rows.tolist():
             first, last = found.firing.offsets[i], found.firing.offsets[i + 1]
-            passages.append(Firing(
-                neutral(self.evidence.texts.strings(int(found.passage[i]))),
-                found.firing.positions[first:last].tolist(), found.firing.values[first:last].tolist(),
-            ))  # fmt: skip
+            positions, values = found.firing.positions[first:last].tolist(), found.firing.values[first:last].tolist()
+            passages.append(firing(self.evidence.texts.strings(int(found.passage[i])), positions, values))
         return passages
 
     def lookalikes(self, feature: int, n: int) -> list[str]:
@@ -112,6 +110,26 @@ class Shown:
     def promoted(self, feature: int) -> list[str]:
         """Tokens that the feature's direction makes likelier, most first; [] where the lens is not asked for."""
         return [] if self._promoted is None else self._promoted(feature)
+
+
+def firing(strings: Sequence[str], positions: Sequence[int], values: Sequence[float]) -> Firing:
+    """A passage to be shown, of its token strings and where it fires. A character fires as its strongest token does."""
+    held, places = whole(neutral(strings))
+    at: dict[int, float] = {}
+    for position, value in zip(positions, values, strict=True):
+        at[places[position]] = max(value, at.get(places[position], 0.0))
+    return Firing(held, list(at), list(at.values()))
+
+
+def whole(strings: Sequence[str]) -> tuple[list[str], list[int]]:
+    """The tokens that have text, and for every token the place among them of the one that its character ends in."""
+    held: list[str] = []
+    places = []
+    for string in strings:
+        places.append(len(held))
+        if string:
+            held.append(string)
+    return held, [min(place, len(held) - 1) for place in places]
 
 
 def marked(strings: Sequence[str], positions: Sequence[int], values: Sequence[float]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from autointerp.evidence import Texts
 from autointerp.explainers.fence import neutral
-from autointerp.explainers.shown import MARK_SHARE
+from autointerp.explainers.shown import MARK_SHARE, whole
 from autointerp.judges import Item
 from autointerp.judges.detection import shuffled
 from autointerp.keep import mix, salted
@@ -38,9 +38,10 @@ def items(firing: Sparse, wanted: Set[int], texts: Texts, n: int, feature: int, 
             break
         positions, values = firing.positions[at[passage]], firing.values[at[passage]]
         key = int(mix(np.array([passage], dtype=np.uint64) ^ salted(seed * 0x10001 + feature, SALT))[0])
-        strings = neutral(texts.strings(passage))
-        strong = positions[values >= MARK_SHARE * values.max()].tolist()
-        usable = set(range(len(strings))) - set(positions.tolist()) - set(texts.row(passage).masked)
+        strings, places = whole(neutral(texts.strings(passage)))
+        fires, masked = ({places[p] for p in found} for found in (positions.tolist(), texts.row(passage).masked))
+        strong = sorted({places[p] for p in positions[values >= MARK_SHARE * values.max()].tolist()})
+        usable = set(range(len(strings))) - fires - masked
         silent = decoy(strings, strong, usable, key)
         if silent is None:
             continue

@@ -4,7 +4,8 @@ A structured label (`rules.py`) is executed as it says. Of any other label liter
 stands between commas, semicolons or `or` is a trigger of full strength. So a list of words is executed exactly, and a
 sentence fires only where it stands word for word, which says how much of it is a word list.
 
-A token fires as strongly as the strongest of its characters; white space at a trigger's ends is not part of it.
+A token fires as strongly as the strongest of its characters; white space at a trigger's ends is not part of it, where
+the trigger is about more than white space.
 """
 
 import re
@@ -91,13 +92,14 @@ def _fires(rule: Rule, text: str) -> list[tuple[int, int]]:
 
 
 def _spans(item: str, text: str) -> list[tuple[int, int]]:
-    """Where an item stands: the part of each match that counts, without white space at its ends."""
+    """Where an item stands: the part of each match that counts, without white space at its ends, unless that is all."""
     pattern = rules.pattern(item)
     found = []
     for match in pattern.finditer(text):
         first, last = match.span(pattern.groups)
         part = text[first:last] if first >= 0 else ""
-        first, last = first + len(part) - len(part.lstrip()), last - len(part) + len(part.rstrip())
+        if part.strip():
+            first, last = first + len(part) - len(part.lstrip()), last - len(part) + len(part.rstrip())
         if first < last:
             found.append((first, last))
     return found
