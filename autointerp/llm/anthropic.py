@@ -32,11 +32,11 @@ class AnthropicChat:
         import anthropic
 
         self.model = model
-        key = os.environ.get(KEY_VARIABLE["anthropic"]) or "none"
+        key = os.environ.get(KEY_VARIABLE["anthropic"], "")
         self.judge = Judge(anthropic, model, key, OPTIONAL)
         # No retries and no timeouts of the SDK's: `online` has its own.
         self.client = anthropic.AsyncAnthropic(
-            api_key=key, base_url=model.base_url or HOME, max_retries=0, timeout=None
+            api_key=key or "none", base_url=model.base_url or HOME, max_retries=0, timeout=None
         )
         self.chats = self.client.messages  # the SDK imports it at its first use: not in the time of the first attempts
 

@@ -35,10 +35,10 @@ class OpenAIChat:
         self.model = model
         # A server of one's own usually wants no key, but the SDK does. The address is always given: the SDK would
         # take another one from the environment, and the keys of rows would not know.
-        key = os.environ.get(KEY_VARIABLE["openai"]) or "none"
+        key = os.environ.get(KEY_VARIABLE["openai"], "")
         self.judge = Judge(openai, model, key, OPTIONAL)
         # No retries and no timeouts of the SDK's: `online` has its own.
-        self.client = openai.AsyncOpenAI(api_key=key, base_url=model.base_url or HOME, max_retries=0, timeout=None)
+        self.client = openai.AsyncOpenAI(api_key=key or "none", base_url=model.base_url or HOME, max_retries=0, timeout=None)
         # The SDK imports a resource at its first use: now, not in the time that the first attempts may take.
         self.chats, self.prompts = self.client.chat.completions, self.client.completions
 
