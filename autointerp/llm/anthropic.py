@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from typing import Any
 
 from autointerp.errors import UserError
@@ -68,11 +69,13 @@ class AnthropicChat:
             raise UserError(f"{self.model}: no such API there (a reply without content); check base_url")
         text = "".join(block.text for block in content if block.type == "text")
         status, reason = ENDINGS.get(found.stop_reason, OK)
-        usage = found.usage
+        reply = Reply(text, found.model or self.model.name, None, None, 0.0, None, status=status, reason=reason)
+        if (usage := found.usage) is None:  # other servers that speak this API may not count
+            return reply
         read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
-        return Reply(
-            text=text, model=found.model or self.model.name, ms=0.0, input_tokens=usage.input_tokens + read + written,
-            cached_tokens=read, written_tokens=written, output_tokens=usage.output_tokens, status=status, reason=reason,
+        return replace(
+            reply, input_tokens=usage.input_tokens + read + written, cached_tokens=read, written_tokens=written,
+            output_tokens=usage.output_tokens,
         )  # fmt: skip
 
     async def close(self) -> None:
