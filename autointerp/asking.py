@@ -46,6 +46,13 @@ class Asking:
         self.model = model_of(self.cfg)
         self.draws = 1 if method.one_reply else self.cfg.samples  # calls per feature
         self.schema = json.dumps(method.schema)
+        self.shortened: set[int] = set()  # features whose prompt was too long for the model
+
+    @property
+    def note(self) -> str:
+        """What a tally says of how it was asked; "" for nothing."""
+        n = len(self.shortened)
+        return f"{self.name}: features asked with fewer excerpts, for the model's context: {n:,}" if n else ""
 
     def rows(
         self, features: Sequence[int], collection: str, explainer: str, nothing: str = "never_fires_in_explain"
@@ -76,6 +83,7 @@ class Asking:
             if not again:
                 return
             asked = dict(sorted(again.items()))
+            self.shortened |= again.keys()
 
     def _jobs(
         self, asked: Mapping[int, int], waiting: dict[int, _Answers], silent: list[int]

@@ -334,6 +334,8 @@ def test_a_prompt_that_is_too_long_is_asked_with_half_the_excerpts_at_most_twice
     found = explain(say, explainer__excerpts=10)
     assert {(row.status, row.excerpts) for row in found.rows} == {("ok", shown)}
     assert found.tally.failed == {}
+    said = f"marks: features asked with fewer excerpts, for the model's context: {len(found.rows)}"
+    assert found.tally.note == (said if shown < 10 else "")
 
 
 def test_half_of_the_excerpts_is_half_of_those_that_were_shown(explain: Explain) -> None:
