@@ -5,7 +5,7 @@ how many it was shown.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -47,6 +47,13 @@ class Asking:
         self.draws = 1 if method.one_reply else self.cfg.samples  # calls per feature
         self.wanted = self.cfg.samples if method.one_reply else 1  # labels per call
         self.schema = json.dumps(method.schema(self.wanted, self.cfg.max_words))
+        self.shortened: set[int] = set()  # features whose prompt was too long for the model
+
+    @property
+    def note(self) -> str:
+        """What a tally says of how it was asked; "" for nothing."""
+        n = len(self.shortened)
+        return f"{self.name}: features asked with fewer excerpts, for the model's context: {n:,}" if n else ""
 
     def rows(
         self, features: Sequence[int], collection: str, explainer: str, nothing: str = "never_fires_in_explain"
@@ -57,12 +64,12 @@ class Asking:
         Raises what `Door.ask` raises, after everything that completed has been given.
         """
         make = partial(self._row, collection, explainer)
-        asked, excerpts = list(features), self.cfg.excerpts
+        asked = dict.fromkeys(features, self.cfg.excerpts)  # feature -> how many excerpts it may be shown
         for halving in range(HALVINGS + 1):
             waiting: dict[int, _Answers] = {}
             silent: list[int] = []
-            again: list[int] = []
-            for job, answer in self.door.ask(self._jobs(asked, excerpts, waiting, silent)):
+            again: dict[int, int] = {}
+            for job, answer in self.door.ask(self._jobs(asked, waiting, silent)):
                 feature, draw = job.key
                 found = waiting[feature]
                 found.by_draw[draw] = answer
@@ -70,19 +77,20 @@ class Asking:
                     continue
                 del waiting[feature]
                 if found.too_long and halving < HALVINGS and found.excerpts > 1:
-                    again.append(feature)
+                    again[feature] = min(found.excerpts, asked[feature]) // 2  # some have fewer than they may show
                 else:
                     yield _numbered(found, partial(make, feature))
             yield from ([make(feature, 0, "skipped", Candidate(None, nothing), None, None)] for feature in silent)
             if not again:
                 return
-            asked, excerpts = sorted(again), excerpts // 2
+            asked = dict(sorted(again.items()))
+            self.shortened |= again.keys()
 
     def _jobs(
-        self, features: Sequence[int], excerpts: int, waiting: dict[int, _Answers], silent: list[int]
+        self, asked: Mapping[int, int], waiting: dict[int, _Answers], silent: list[int]
     ) -> Iterator[Job[list[Candidate]]]:
         """The calls of each feature; those with nothing to show are put into `silent`."""
-        for feature in features:
+        for feature, excerpts in asked.items():
             filled = messages(self.method, self.prompt, self.shown, feature, excerpts, self.wanted, self.cfg.max_words)
             if filled is None:
                 silent.append(feature)

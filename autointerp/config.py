@@ -366,7 +366,7 @@ class PriceSection(Section):
 
     model: str = Field("", description="model, by the name it is asked for")
     input: float = Field(0.0, ge=0, description="dollars per million tokens sent")
-    cached: float = Field(0.0, ge=0, description="... of those read from the provider's cache")
+    cached: float | None = Field(None, ge=0, description="... of those read from its cache; default as input")
     written: float | None = Field(None, ge=0, description="... of those written to it; default as input")
     output: float = Field(0.0, ge=0, description="dollars per million tokens received")
 

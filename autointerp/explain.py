@@ -51,8 +51,10 @@ class Explaining:
         for entry, explainer in keys.rounds[0].explainers.items():
             if tally.stopped is None and (pending := self._pending(keys.collection_id, explainer)):
                 self.bar.start(f"explain {entry}", total=len(pending), unit="features")
-                found = self._mined if entry == "mined" else self._asked(entry)
+                asking = None if entry == "mined" else self._asked(entry)
+                found = self._mined if asking is None else asking.rows
                 self._write(found(pending, keys.collection_id, explainer), len(pending), tally)
+                tally.note = "; ".join(filter(None, (tally.note, asking.note if asking else "")))
         tally.seconds = time.perf_counter() - started
         return tally
 
@@ -74,6 +76,7 @@ class Explaining:
             asking = Asking(self.door, self.settings, self._shown(evidence), method, method.prompt, name)
             found = asking.rows(ready, asked.collection_id, explainer, "no_label_to_revise")
             self._write(found, len(ready), tally)
+            tally.note = asking.note
         tally.seconds = time.perf_counter() - started
         return tally
 
@@ -106,9 +109,9 @@ class Explaining:
                 for draw, label in enumerate(labels)
             ]  # fmt: skip
 
-    def _asked(self, entry: str) -> Callable[[Sequence[int], str, str], Iterator[list[Explanation]]]:
+    def _asked(self, entry: str) -> Asking:
         method, prompt = explainers.named(entry)
-        return Asking(self.door, self.settings, self._shown(self.evidence()), method, prompt, entry).rows
+        return Asking(self.door, self.settings, self._shown(self.evidence()), method, prompt, entry)
 
     def _write(self, found: Iterator[list[Explanation]], wanted: int, tally: Tally) -> None:
         """Add rows as they come, some features at a time; what has come is kept whatever ends the asking."""

@@ -75,6 +75,7 @@ class Server:
     plan   a request -> what becomes of it: ok, or one of the words above
     says   a request -> the text of its reply
     reads  a request to complete a prompt -> status and JSON of the reply; None: this server knows chats alone
+    plays  word of a plan -> status and body that are sent as they stand
     limit  requests in flight above which it says 429
     """
 
@@ -83,6 +84,7 @@ class Server:
     plan: Plan = lambda asked: "ok"
     says: Says = lambda asked: f"label {asked.last}"
     reads: Reads | None = None
+    plays: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     knows: frozenset[str] | None = None  # parts of a request it knows; None: all
     counts: bool = True  # says how many tokens there were
     cached_tokens: int = 0
@@ -186,6 +188,8 @@ class Server:
             self._hanging.add(task)
             task.add_done_callback(self._hanging.discard)
             await task
+        if kind in self.plays:
+            return await self._send(writer, *self.plays[kind])
         if kind == "no-path":
             return await self._send(writer, 404, b'{"detail":"Not Found"}')
         if kind == "html":

@@ -356,6 +356,23 @@ def test_a_prompt_that_is_too_long_is_asked_with_half_the_excerpts_at_most_twice
     found = explain(say, explainer__excerpts=10)
     assert {(row.status, row.excerpts) for row in found.rows} == {("ok", shown)}
     assert found.tally.failed == {}
+    said = f"marks: features asked with fewer excerpts, for the model's context: {len(found.rows)}"
+    assert found.tally.note == (said if shown < 10 else "")
+
+
+def test_half_of_the_excerpts_is_half_of_those_that_were_shown(explain: Explain) -> None:
+    first: dict[int, int] = {}
+
+    def say(job: Job[Any]) -> str | Answer[Any]:
+        shown = len(firing_lines(job.request.messages[-1][1]))
+        long = first.setdefault(job.key[0], shown) == shown
+        return Answer("failed", None, "context_too_long", None) if long else "colours"
+
+    found = explain(say, explainer__excerpts=4000)  # more than there are of any
+    assert max(first.values()) < 2000
+    assert {row.status for row in found.rows} == {"ok"}
+    assert all(1 < (row.excerpts or 0) <= first[row.feature] / 2 for row in found.rows)
+    assert len(found.door.asked) == 2 * len(first), "the same is not asked again"
 
 
 def test_a_context_that_is_too_short_for_a_quarter_is_a_row(explain: Explain) -> None:

@@ -30,6 +30,9 @@ def test_a_reply_says_which_passages_fit_each_label() -> None:
     found = understood(reply([1, 3], [], [4, 1]), 3, 4)
     assert found.tolist() == [[True, False, True, False], [False] * 4, [True, False, False, True]]
     np.testing.assert_array_equal(understood(f"```json\n{reply([1, 3], [], [4, 1])}\n```", 3, 4), found)
+    thought = f"<think>\nis it 1? {{}}\n</think>\n{reply([1, 3], [], [4, 1])}"
+    np.testing.assert_array_equal(understood(thought, 3, 4), found)
+    np.testing.assert_array_equal(understood(thought.removeprefix("<think>"), 3, 4), found)
     mixed = '{"2": [2], "1": [1]}'
     assert understood(mixed, 2, 2).tolist() == [[True, False], [False, True]], "the number says which label it is"
 

@@ -11,7 +11,8 @@ import pytest
 
 from autointerp import config
 from autointerp.errors import ReplyError, Unreachable, UserError
-from autointerp.llm import Answer, Door, Job, Model, Request
+from autointerp.llm import Answer, Door, Job, Model, Reply, Request
+from autointerp.llm.prices import Prices, estimate
 from autointerp.rows import Call
 from autointerp.store import Store
 
@@ -197,6 +198,36 @@ def test_a_server_that_knows_no_optional_part_is_asked_without(opened: Opener, p
     assert not {"temperature", "thinking", "reasoning_effort"} & set(server.log[-1].body)
 
 
+def test_a_schema_is_not_left_out_of_other_requests_where_it_was_not_to_blame(opened: Opener) -> None:
+    odd = (400, b'{"error": {"message": "this one I do not like"}}')
+    with Server(plays={"odd": odd}, plan=lambda asked: "odd" if asked.last == "n1" else "ok") as server:
+        found = answers(opened(max_in_flight=1), jobs(model(server, "openai"), 4, schema='{"type": "object"}'))
+    assert (found.pop(1).reason, {answer.status for answer in found.values()}) == ("bad_request", {"ok"})
+    assert {"response_format" in asked.body for asked in server.log if asked.kind == "ok"} == {True}
+
+
+def test_a_server_of_ones_own_that_knows_the_other_name_of_the_limit_is_told_by_it(opened: Opener) -> None:
+    said = (
+        "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    )
+    body = json.dumps({"error": {"message": said, "param": "max_tokens", "code": "unsupported_parameter"}}).encode()
+    with Server(plays={"no": (400, body)}, plan=lambda asked: "no" if "max_tokens" in asked.body else "ok") as server:
+        found = answers(opened(max_in_flight=1), jobs(model(server, "openai"), 5, schema='{"type": "object"}'))
+    assert {answer.status for answer in found.values()} == {"ok"}
+    assert server.kinds() == {"no": 1, "ok": 5}
+    assert {(a.body["max_completion_tokens"], "response_format" in a.body) for a in server.log[1:]} == {(32, True)}
+
+
+def test_the_same_request_asked_later_among_others_is_paid_once(opened: Opener) -> None:
+    with Server() as server:
+        who = model(server, "openai")
+        door = opened(max_in_flight=1)
+        twice = [*jobs(who, 40), *jobs(who, 40)]
+        assert len(list(door.ask(twice))) == 80
+        assert len(calls(door)) == 40
+    assert len(server.log) == 40
+
+
 # -- trouble that passes -----------------------------------------------------------------------------------------------
 
 
@@ -210,6 +241,43 @@ def test_a_failure_that_passes_is_tried_again(opened: Opener, provider: str, kin
     assert (found[0].status, found[0].value) == ("ok", "label n0")
     assert row.tries == 3
     assert [asked.kind for asked in server.log] == [kind, kind, "ok"]
+
+
+ODD = {
+    "half a character": (200, '{"choices": [{"message": {"content": "w\u00f6'.encode()[:-1]),
+    "error inside": (200, b'{"error": {"code": "rate_limit_exceeded", "message": "slow down"}}'),
+    "error of a number": (200, b'{"error": {"code": 502, "message": "upstream"}}'),
+    "broken off": (200, b'{"choices": [{"finish_reason": "error", "message": {"content": "lab"}}]}'),
+    "broken off, with why": (200, b'{"choices": [{"error": {"code": 502, "message": "x"}, "message": {"content": "l"}}]}'),
+}
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_half_a_reply_and_an_error_within_one_are_tried_again(opened: Opener, kind: str) -> None:
+    with Server(plays=ODD, plan=lambda asked: kind if asked.number < 2 else "ok") as server:
+        door = opened()
+        found = answers(door, jobs(model(server, "openai"), 1))
+        (row,) = calls(door)
+    assert (found[0].status, found[0].value, row.tries) == ("ok", "label n0", 3)
+
+
+@pytest.mark.parametrize("body", [
+    b'{"choices": [{"text": "x"}]}', b'{"choices": [{"message": null}]}', b'{"choices": {"a": 1}}',
+    b'{"error": "Unexpected endpoint or method. (POST /chat/completions)"}',
+])  # fmt: skip
+def test_a_reply_of_another_form_is_no_such_api(opened: Opener, body: bytes) -> None:
+    said = pytest.raises(UserError, match=r"no such API there \(.*check base_url")
+    with Server(plays={"odd": (200, body)}, plan=lambda asked: "odd") as server, said:
+        answers(opened(), jobs(model(server, "openai"), 3))
+
+
+def test_a_server_of_claudes_api_need_not_count(opened: Opener) -> None:
+    body = b'{"type": "message", "role": "assistant", "model": "x", "content": [{"type": "text", "text": "hi"}]}'
+    with Server(plays={"bare": (200, body)}, plan=lambda asked: "bare") as server:
+        door = opened()
+        assert answers(door, jobs(model(server, "anthropic"), 1))[0].value == "hi"
+        (row,) = calls(door)
+    assert (row.usd, row.input_tokens, row.cached_tokens, row.output_tokens) == (None,) * 4
 
 
 @BOTH
@@ -421,6 +489,34 @@ def test_attempts_that_may_have_been_billed_count_against_a_budget(opened: Opene
         with pytest.raises(UserError, match="is spent"):
             answers(door, jobs(model(server, "openai"), 50))
     assert len(server.log) == 6  # of the 50, the two that were under way
+
+
+def test_what_is_not_waited_for_is_off_the_budget_and_what_was_on_its_way_counts_as_paid(opened: Opener) -> None:
+    with Server(plan=lambda asked: "ok" if asked.number == 0 else "hang") as server:
+        door = opened(budget_tokens=10_000, max_in_flight=4)
+        asking = door.ask(jobs(model(server, "openai"), 50))
+        next(asking)
+        asking.close()
+        spent = door.ledger.spent
+        assert spent.in_flight == (pytest.approx(0), 0)
+        assert spent.calls == 1
+        assert spent.done.tokens <= 5 * (32 + 50)  # of those that wait for a place nothing
+
+
+def test_what_is_expected_of_a_request_is_not_less_than_it_costs_when_all_of_it_is_written_to_the_cache() -> None:
+    prices = Prices(config.load(None).price)
+    who = Model("anthropic", "claude-haiku-5-5")
+    request = Request(who, (("system", "s" * 30_000), ("user", "a")), 32, schema="{}" * 300)
+    n_sent = 10_000 + 200
+    reply = Reply("x", who.name, n_sent, 32, 0.0, cached_tokens=0, written_tokens=10_000)
+    assert estimate(request, prices.of(who)).usd >= (prices.usd(who, reply) or 0)
+
+
+def test_a_price_row_without_a_price_of_what_is_cached_takes_it_for_new(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text('[[price]]\nmodel = "mine"\ninput = 2\noutput = 4\n')
+    prices = Prices(config.load(tmp_path / "a.toml").price)
+    reply = Reply("x", "mine", 100, 10, 0.0, cached_tokens=60)
+    assert prices.usd(Model("openai", "mine"), reply) == pytest.approx((100 * 2 + 10 * 4) / 1e6)
 
 
 # -- a killed process --------------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def test_one_who_gives_up_waiting_keeps_no_place() -> None:
     ("headers", "seconds"),
     [
         ({}, None), ({"retry-after": "3"}, 3.0), ({"retry-after": "0.25"}, 0.25), ({"retry-after": "soon"}, None),
-        ({"retry-after": "-5"}, 0.0), ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
+        ({"retry-after": "-5"}, 0.0), ({"retry-after": "nan"}, None), ({"retry-after-ms": "1500", "retry-after": "9"}, 1.5),
         ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
     ],
 )  # fmt: skip

@@ -187,13 +187,31 @@ def test_a_bad_setting_is_one_line_before_any_work(
     assert not (tmp_path / "none").exists()
 
 
-def test_a_negative_budget_flag_is_refused_and_zero_is_none(
+def test_a_budget_of_nothing_or_less_is_refused_as_an_option_and_zero_in_a_file_is_no_limit(
     autointerp: Autointerp, tiny: dict[str, Path], results: Path
 ) -> None:
     with Server(says=says) as server:
         options = asking(tiny, results, **served(server, "openai"))
         refused(autointerp("explain", "--budget-usd", "-1", *options), "llm.budget_usd")
-        assert autointerp("explain", "--budget-usd", 0, "--budget-tokens", 0, *options).code == 0
+        for option in ("--budget-usd", "--budget-tokens"):
+            refused(autointerp("explain", option, 0, *options), f"{option} 0", "leave it out for no limit")
+        assert server.log == []
+        ended = autointerp("explain", *options, "--set", "llm.budget_usd=0", "--set", "llm.budget_tokens=0")
+        assert ended.code == 0 and len(server.log) == 6
+
+
+@BOTH
+@pytest.mark.parametrize("key", ["test-key-secret\n", "test key", "schlüssel"])
+def test_a_key_that_cannot_be_sent_is_named_before_any_work(
+    autointerp: Autointerp, tiny: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, provider: str, key: str
+) -> None:
+    monkeypatch.setenv(f"{provider.upper()}_API_KEY", key)
+    for base_url in ("", "http://127.0.0.1:9"):
+        changes = {"explainer__provider": provider, "explainer__model": "m", "explainer__base_url": base_url}
+        ended = autointerp("run", *asking(tiny, tmp_path / "none", **changes))
+        refused(ended, f"{provider.upper()}_API_KEY", "white space")
+        assert key.strip() not in ended.err
+    assert not (tmp_path / "none").exists()
 
 
 # -- settings and keys -------------------------------------------------------------------------------------------------

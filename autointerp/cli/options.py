@@ -9,7 +9,7 @@ import typer
 
 from autointerp import config as configuration
 from autointerp.config import Settings
-from autointerp.errors import UserError
+from autointerp.errors import ConfigError, UserError
 from autointerp.logs import say as say  # commands take it from here
 
 app = typer.Typer(
@@ -52,6 +52,10 @@ BudgetTokens = Annotated[
 
 def with_budget(overrides: list[str] | None, usd: float | None, tokens: int | None) -> list[str]:
     chosen = {"llm.budget_usd": usd, "llm.budget_tokens": tokens}
+    for key, value in chosen.items():
+        if value == 0:  # in a file it is no limit; whoever writes it here hardly means that
+            option = key.replace("llm.", "--").replace("_", "-")
+            raise ConfigError(f"{option} 0 leaves nothing to ask with: give an amount, or leave it out for no limit")
     return [*(overrides or []), *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
 
 

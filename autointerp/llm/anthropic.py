@@ -1,6 +1,7 @@
 """Provider `anthropic`: Claude, through the Messages API."""
 
 import os
+from dataclasses import replace
 from typing import Any
 
 from autointerp.errors import UserError
@@ -32,11 +33,11 @@ class AnthropicChat:
         import anthropic
 
         self.model = model
-        key = os.environ.get(KEY_VARIABLE["anthropic"]) or "none"
+        key = os.environ.get(KEY_VARIABLE["anthropic"], "")
         self.judge = Judge(anthropic, model, key, OPTIONAL)
         # No retries and no timeouts of the SDK's: `online` has its own.
         self.client = anthropic.AsyncAnthropic(
-            api_key=key, base_url=model.base_url or HOME, max_retries=0, timeout=None
+            api_key=key or "none", base_url=model.base_url or HOME, max_retries=0, timeout=None
         )
         self.chats = self.client.messages  # the SDK imports it at its first use: not in the time of the first attempts
 
@@ -68,11 +69,13 @@ class AnthropicChat:
             raise UserError(f"{self.model}: no such API there (a reply without content); check base_url")
         text = "".join(block.text for block in content if block.type == "text")
         status, reason = ENDINGS.get(found.stop_reason, OK)
-        usage = found.usage
+        reply = Reply(text, found.model or self.model.name, None, None, 0.0, None, status=status, reason=reason)
+        if (usage := found.usage) is None:  # other servers that speak this API may not count
+            return reply
         read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
-        return Reply(
-            text=text, model=found.model or self.model.name, ms=0.0, input_tokens=usage.input_tokens + read + written,
-            cached_tokens=read, written_tokens=written, output_tokens=usage.output_tokens, status=status, reason=reason,
+        return replace(
+            reply, input_tokens=usage.input_tokens + read + written, cached_tokens=read, written_tokens=written,
+            output_tokens=usage.output_tokens,
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -64,8 +64,11 @@ def check(model: Model, settings: Settings) -> None:
         resolve_model(model.name)
         return
     variable = KEY_VARIABLE[model.provider]
-    if model.base_url is None and not os.environ.get(variable):
+    key = os.environ.get(variable, "")
+    if model.base_url is None and not key:
         raise ConfigError(f"{model} needs a key: put it into the environment variable {variable}")
+    if not (key.isascii() and key.isprintable() and " " not in key):  # it could not even be sent
+        raise ConfigError(f"{model}: {variable} in the environment is no key: white space or special characters in it")
     if settings.llm.budget_usd and Prices(settings.price).of(model) is None:
         raise ConfigError(
             f"llm.budget_usd = {settings.llm.budget_usd:g}, but the price of {model.name} is unknown: add a [[price]] "
@@ -141,6 +144,8 @@ class _Asking(Generic[T]):
         self.door, self.cfg = door, door.settings.llm
         self.done: queue.SimpleQueue[tuple[Sent, Any]] = queue.SimpleQueue()
         self.waiting: dict[str, list[_Turn[T]]] = {}  # by the call that they wait for
+        self.under_way: dict[str, Sent] = {}  # the same calls
+        self.arrived: dict[str, Call] = {}  # since the ledger was asked about the jobs that are being dealt out
         self.repairs: deque[_Turn[T]] = deque()
         self.turns = self._drawn(jobs)
         self.parked: _Turn[T] | None = None  # waits until it is known what those in flight cost
@@ -166,6 +171,7 @@ class _Asking(Generic[T]):
             if self.waiting:
                 for line in self.lines:
                     line.abandon(self.done)
+                self._forget()
             self.door.ledger.settle()
         self._raise()
 
@@ -174,6 +180,7 @@ class _Asking(Generic[T]):
     def _drawn(self, jobs: Iterable[Job[T]]) -> Iterator[_Turn[T]]:
         rest = iter(jobs)
         while block := list(itertools.islice(rest, BLOCK)):
+            self.arrived.clear()
             known = self.door.ledger.find([job.request.call_id for job in block])
             yield from (_Turn(job, job.request, known=known.get(job.request.call_id)) for job in block)
 
@@ -182,8 +189,14 @@ class _Asking(Generic[T]):
             turn, self.parked = self.parked, None
             return turn
         if self.repairs:
-            return self.repairs.popleft()
-        return next(self.turns, None)
+            turn = self.repairs.popleft()
+            turn.known = self.door.ledger.find([turn.request.call_id]).get(turn.request.call_id)
+            return turn
+        for turn in self.turns:
+            if turn.known is None:  # the same was asked before it, and has been answered since
+                turn.known = self.arrived.get(turn.request.call_id)
+            return turn
+        return None
 
     def _fill(self) -> Iterator[tuple[Job[T], Answer[T]]]:
         """Send requests until there are enough under way, or an outcome waits to be looked at."""
@@ -223,9 +236,9 @@ class _Asking(Generic[T]):
         purpose = turn.job.purpose if turn.repair_of is None else f"{turn.job.purpose} repair"
         self.waiting[request.call_id] = [turn]
         spent.send(expected)
-        line.send(Sent(
-            request, purpose, turn.repair_of, self.door.ledger, self.door.prices, expected, self.done
-        ))  # fmt: skip
+        sent = Sent(request, purpose, turn.repair_of, self.door.ledger, self.door.prices, expected, self.done)
+        self.under_way[request.call_id] = sent
+        line.send(sent)
         return True
 
     # -- in ----------------------------------------------------------------------------------------------------------
@@ -242,9 +255,11 @@ class _Asking(Generic[T]):
 
     def _arrived(self, sent: Sent, outcome: Any) -> Iterator[tuple[Job[T], Answer[T]]]:
         turns = self.waiting.pop(sent.request.call_id)
+        del self.under_way[sent.request.call_id]
         cost = _cost(outcome, sent) if isinstance(outcome, Call) else Cost()
         self.door.ledger.spent.arrived(sent.expected, cost.plus(sent.lost))
         if isinstance(outcome, Call):
+            self.arrived[outcome.call_id] = outcome
             for turn in turns:
                 yield from self._read(turn, outcome)
         elif isinstance(outcome, NoReply):
@@ -283,9 +298,14 @@ class _Asking(Generic[T]):
     def _repair(self, turn: _Turn[T], call: Call, problem: ReplyError) -> _Turn[T]:
         """The same conversation, with the reply and what is wrong with it."""
         said = [(m["role"], m["content"]) for m in prompts.fill("repair", reason=str(problem))]
-        request = turn.request.followed_by(("assistant", call.reply), *said)
-        known = self.door.ledger.find([request.call_id])
-        return _Turn(turn.job, request, call.call_id, known.get(request.call_id))
+        return _Turn(turn.job, turn.request.followed_by(("assistant", call.reply), *said), call.call_id)
+
+    def _forget(self) -> None:
+        """Count what is not waited for: what was on its way may have to be paid."""
+        for sent in self.under_way.values():
+            cost = sent.lost.plus(sent.expected) if sent.tries else sent.lost
+            self.door.ledger.spent.arrived(sent.expected, cost, calls=0)
+        self.under_way = {}
 
     # -- stopping ----------------------------------------------------------------------------------------------------
 

@@ -191,19 +191,22 @@ class Online:
 
     async def _negotiated(self, sent: Sent) -> Reply:
         assert self._chat is not None
+        dropped: set[str] = set()  # for this request; what was left out in vain is not left out of others
         while True:
-            without = set(self._without)
+            without = self._without | dropped
             try:
                 async with asyncio.timeout(self.cfg.timeout_s):
-                    return await self._chat.reply(sent, without)
+                    reply = await self._chat.reply(sent, without)
+                self._without |= dropped
+                return reply
             except (Transient, NoReply, UserError):
                 raise
-            except json.JSONDecodeError:
+            except (json.JSONDecodeError, UnicodeDecodeError):  # the end may be within a character
                 raise Transient("a reply that was cut short", billed=True) from None
             except Exception as error:
                 problem = self._chat.judge.read(error, self._chat.parts(sent) - without)
             if isinstance(problem, Unsupported):
-                self._without |= problem.parts
+                dropped |= problem.parts
                 continue
             if isinstance(problem, BadRequest):
                 if not self._answered:  # so it would be with every request

@@ -10,7 +10,7 @@ from autointerp.errors import UserError
 from autointerp.llm import completions, structured
 from autointerp.llm.request import Model, Reading, Reply
 from autointerp.llm.sent import Sent
-from autointerp.llm.trouble import KEY_VARIABLE, BadRequest, Judge
+from autointerp.llm.trouble import KEY_VARIABLE, BadRequest, Judge, Transient
 from autointerp.rows import Status
 
 HOME = "https://api.openai.com/v1"
@@ -21,8 +21,10 @@ OPTIONAL = {
     "temperature": r"temperature",
     "reasoning_effort": r"reasoning",
     "max_completion_tokens": r"max_completion_tokens",
+    "max_tokens": r"max_tokens.{0,20}(is not supported|unsupported)",
     "logprob_token_ids": r"logprob_token_ids",
 }
+LIMITS = ("max_completion_tokens", "max_tokens")  # the names of a reply's limit: OpenAI's, and that of other servers
 
 
 class OpenAIChat:
@@ -34,10 +36,14 @@ class OpenAIChat:
         self.model = model
         # A server of one's own usually wants no key, but the SDK does. The address is always given: the SDK would
         # take another one from the environment, and the keys of rows would not know.
-        key = os.environ.get(KEY_VARIABLE["openai"]) or "none"
+        key = os.environ.get(KEY_VARIABLE["openai"], "")
         self.judge = Judge(openai, model, key, OPTIONAL)
         # No retries and no timeouts of the SDK's: `online` has its own.
-        self.client = openai.AsyncOpenAI(api_key=key, base_url=model.base_url or HOME, max_retries=0, timeout=None)
+        self.client = openai.AsyncOpenAI(
+            api_key=key or "none", base_url=model.base_url or HOME, max_retries=0, timeout=None
+        )
+        # Servers of one's own that take either name know max_tokens, and some ignore the other.
+        self.limits = LIMITS if model.base_url is None else LIMITS[::-1]
         # The SDK imports a resource at its first use: now, not in the time that the first attempts may take.
         self.chats, self.prompts = self.client.chat.completions, self.client.completions
 
@@ -45,9 +51,7 @@ class OpenAIChat:
         """The optional parts of this request."""
         if sent.request.reading is not None:
             return completions.parts(sent.request.reading)
-        found = {"temperature", "reasoning_effort", "max_completion_tokens"}
-        if self.model.base_url is not None:  # servers that take either know max_tokens, and some ignore the other
-            found -= {"max_completion_tokens"}
+        found = {"temperature", "reasoning_effort", self.limits[0]}
         return found | ({"schema"} if sent.request.schema is not None else set())
 
     async def reply(self, sent: Sent, without: set[str]) -> Reply:
@@ -55,7 +59,7 @@ class OpenAIChat:
         request, parts = sent.request, self.parts(sent) - without
         if request.reading is not None:
             return await self._heard(request.reading, parts)
-        limit = "max_completion_tokens" if "max_completion_tokens" in parts else "max_tokens"
+        limit = self.limits[0] if self.limits[0] in parts else self.limits[1]
         # Messages go past the SDK's conversion of typed dicts, which takes more time than the rest of a call.
         body: dict[str, Any] = {
             "messages": [{"role": role, "content": content} for role, content in request.messages],
@@ -73,14 +77,18 @@ class OpenAIChat:
 
     def _read(self, found: Any, parts: set[str]) -> Reply:
         choices = getattr(found, "choices", None)
-        if not choices:
-            error = getattr(found, "error", None)
-            if isinstance(error, dict):  # OpenRouter reports trouble further on with status 200
-                code = int(error.get("code") or 500)
-                raise self.judge.status(code, str(error.get("message", "")), {}, parts)
-            raise UserError(f"{self.model}: no such API there (a reply without choices); check base_url")
-        message, usage = choices[0].message, found.usage
-        status, reason = _ending(choices[0].finish_reason, message)
+        choice = choices[0] if isinstance(choices, list) and choices else None
+        error = getattr(found, "error", None) or getattr(choice, "error", None)
+        if isinstance(error, dict):  # OpenRouter reports trouble further on with status 200
+            code = str(error.get("code"))
+            raise self.judge.status(int(code) if code.isdecimal() else 502, str(error.get("message", "")), {}, parts)
+        message, usage = getattr(choice, "message", None), found.usage if choice is not None else None
+        if choice is None or message is None:
+            why = f"it says {error[:200]!r}" if isinstance(error, str) else "a reply without choices"
+            raise UserError(f"{self.model}: no such API there ({why}); check base_url")
+        if choice.finish_reason == "error":
+            raise Transient("a reply that broke off", billed=True)
+        status, reason = _ending(choice.finish_reason, message)
         cached = written = None
         if usage is not None:
             details = usage.prompt_tokens_details

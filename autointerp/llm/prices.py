@@ -36,8 +36,9 @@ class Prices:
             return None
         cached, written = reply.cached_tokens or 0, reply.written_tokens
         plain = reply.input_tokens - cached - written
+        read = row.input if row.cached is None else row.cached
         write = row.input if row.written is None else row.written
-        return (plain * row.input + cached * row.cached + written * write + reply.output_tokens * row.output) / MILLION
+        return (plain * row.input + cached * read + written * write + reply.output_tokens * row.output) / MILLION
 
 
 class Cost(NamedTuple):
@@ -55,13 +56,16 @@ NOTHING = Cost()
 
 
 def estimate(request: Request, price: PriceSection | None) -> Cost:
-    """The most that a request is likely to cost: nothing cached, the longest reply."""
+    """The most that a request is likely to cost: all of it new to the cache, the longest reply."""
     if request.reading is not None:
         sent = request.reading.n_tokens
     else:
-        sent = sum(len(content.encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE for _, content in request.messages)
-    usd = 0.0 if price is None else (sent * price.input + request.max_new_tokens * price.output) / MILLION
-    return Cost(usd, sent + request.max_new_tokens)
+        texts = [content for _, content in request.messages] + ([request.schema] if request.schema else [])
+        sent = sum(len(text.encode()) // BYTES_PER_TOKEN + TOKENS_PER_MESSAGE for text in texts)
+    if price is None:
+        return Cost(0.0, sent + request.max_new_tokens)
+    dearest = max(price.input, price.written or 0.0)
+    return Cost((sent * dearest + request.max_new_tokens * price.output) / MILLION, sent + request.max_new_tokens)
 
 
 @dataclass
@@ -76,11 +80,11 @@ class Spent:
         """A request goes out."""
         self.in_flight = self.in_flight.plus(cost)
 
-    def arrived(self, expected: Cost, cost: Cost) -> None:
-        """It is over, and cost this."""
+    def arrived(self, expected: Cost, cost: Cost, calls: int = 1) -> None:
+        """It is over, and cost this; no call where its reply was not waited for."""
         self.in_flight = Cost(self.in_flight.usd - expected.usd, self.in_flight.tokens - expected.tokens)
         self.done = self.done.plus(cost)
-        self.calls += 1
+        self.calls += calls
 
 
 class Budget:

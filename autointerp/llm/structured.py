@@ -10,9 +10,13 @@ from typing import Any
 
 from autointerp.errors import ReplyError
 
+_THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
+
 
 def decoded(reply: str) -> Any:
-    """The JSON that a reply consists of, in a code fence or not, no key twice."""
+    """The JSON that a reply consists of, in a code fence or not, after a thought or not, no key twice."""
+    if not reply.lstrip().startswith(("{", "[")):  # else what ends a thought may stand in a text of the reply
+        reply = _THOUGHT_END.split(reply)[-1]
     fenced = re.search(r"```(?:json)?\s*(.*?)```", reply, re.DOTALL)
     try:
         return json.loads(fenced.group(1) if fenced else reply, object_pairs_hook=_once)

@@ -3,7 +3,9 @@
 The two SDKs have one design: a status error with the response, and a connection error around what httpx raised.
 """
 
+import math
 import re
+import ssl
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
@@ -16,14 +18,23 @@ from autointerp.rows import Status
 KEY_VARIABLE = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 BUSY = {429, 503, 529}
 AGAIN = {408, 409, 425}
+NEVER = {501, 505}  # what answers there knows no such request: a server of files, mostly
 TOO_LONG = re.compile(
-    r"context[ _]length|context window|context size|maximum context|maximum model length|prompt is too long|"
-    r"too many (input )?tokens|"
-    r"input is too long|exceeds? the (available )?context"
+    r"context[ _]length|context window|context size|maximum context|maximum model length|maximum prompt length|"
+    r"prompt is too long|too many (input )?tokens|input is too long|input token count|`inputs` (tokens|must)|"
+    r"exceeds? (the )?(available )?context"
 )
-FILTERED = re.compile(r"content[ _](filter|policy|management)|invalid_prompt|safety system|usage policies")
-NO_MONEY = re.compile(r"insufficient_quota|credit balance|billing|spend(ing)? limit")
-NO_MODEL = re.compile(r"model_not_found|model.{0,80}(not found|not exist|not a valid|not supported|invalid)|^model: ")
+TOO_LARGE = re.compile(r"request too large")  # for the tokens of a minute, so at any time
+FILTERED = re.compile(r"content[ _](filter|policy|management)|invalid_prompt|safety system|usage policies|was flagged")
+# OpenAI's word of any limit for a minute tells of its page on billing: that alone says nothing.
+NO_MONEY = re.compile(
+    r"insufficient_quota|credit balance|billing[ _](hard[ _]limit|not[ _]active|error)|account is not active|"
+    r"spend(ing)? limit|api usage limits"
+)
+NO_MODEL = re.compile(
+    r"model_not_found|model.{0,80}(not found|not exist|not a valid|not supported|invalid)|(^|not_found_error )model: |"
+    r"not a valid model|no endpoints found for"
+)
 
 
 class Transient(Exception):
@@ -66,7 +77,7 @@ class Judge:
 
     sdk: Any  # the module: openai or anthropic
     model: Model
-    key: str  # never shown
+    key: str  # never shown; "" where there is none
     optional: dict[str, str]  # part of a request that a server may not know -> words by which it says so
 
     def read(self, error: Exception, sent: set[str]) -> Exception:
@@ -80,6 +91,8 @@ class Judge:
             return Transient("no reply in time", billed=True)
         if isinstance(error, self.sdk.APIConnectionError):
             cause = error.__cause__
+            if (problem := self._no_tls(cause)) is not None:
+                return problem
             if isinstance(cause, httpx2.ConnectError | httpx2.ConnectTimeout):
                 return Transient("no connection", absent=True)
             if cause is None or isinstance(cause, httpx2.HTTPError | OSError):
@@ -91,23 +104,42 @@ class Judge:
             return self.status(error.status_code, _message(error), error.response.headers, sent)
         return error
 
+    def _no_tls(self, cause: BaseException | None) -> UserError | None:
+        """The line for a server that is there but not behind TLS, or with a certificate that is refused."""
+        while cause is not None and not isinstance(cause, ssl.SSLError):
+            cause = cause.__cause__ or cause.__context__
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return UserError(f"{self.model}: its certificate is refused: {cause.verify_message}; check base_url")
+        if isinstance(cause, ssl.SSLError) and cause.reason == "WRONG_VERSION_NUMBER":
+            return UserError(f"{self.model}: no TLS is spoken there; check base_url: http:// in place of https://?")
+        return None
+
     def status(self, code: int, message: str, headers: Any, sent: set[str]) -> Exception:
         """The same for a reply that is an error: its status code and what it says."""
         said = message.lower()
-        if code in {401, 403}:
-            variable = KEY_VARIABLE[self.model.provider]
-            return UserError(f"{self.model} refuses the key (status {code}): check {variable} in the environment")
-        if code == 402 or (code in {400, 429} and NO_MONEY.search(said)):
+        if code == 402 or (code in {400, 403, 429} and NO_MONEY.search(said)):
             return UserError(f"{self.model} wants to be paid first: {self._shown(message)}")
+        if code == 413 or (code == 429 and TOO_LARGE.search(said)) or (code == 500 and TOO_LONG.search(said)):
+            return NoReply("failed", "context_too_long")
         if code in BUSY:
             return Transient(f"status {code}", retry_after(headers), busy=True)
-        if code in AGAIN or code >= 500:
+        if code in AGAIN or (code >= 500 and code not in NEVER):
             return Transient(f"status {code}", retry_after(headers))
-        if code in {400, 404, 422} and NO_MODEL.search(said):
+        if code in {400, 403, 404, 422} and NO_MODEL.search(said):
             return UserError(f"{self.model}: no such model there: {self._shown(message)}")
-        if code in {400, 413, 422}:
+        if code in {401, 403}:
+            return self._unwelcome(code, said, message)
+        if code in {400, 422}:
             return self._refused(said, message, sent)
         return UserError(f"{self.model}: no such API there (status {code}): {self._shown(message)}; check base_url")
+
+    def _unwelcome(self, code: int, said: str, message: str) -> Exception:
+        """A key that is refused; with status 403 also a request that a filter before the model has refused."""
+        if code == 403 and FILTERED.search(said):
+            return NoReply("refused", "content_filter")
+        why = f": {self._shown(message)}" if code == 403 else ""
+        variable = KEY_VARIABLE[self.model.provider]
+        return UserError(f"{self.model} refuses the key (status {code}){why}; check {variable} in the environment")
 
     def _refused(self, said: str, message: str, sent: set[str]) -> Exception:
         if TOO_LONG.search(said):
@@ -121,7 +153,7 @@ class Judge:
 
     def _shown(self, message: str) -> str:
         """A server's words: one line, of a length that can be read, without the key."""
-        text = " ".join(message.replace(self.key, "***").split())
+        text = " ".join((message.replace(self.key, "***") if self.key else message).split())
         return f"{text[:200]}..." if len(text) > 200 else text
 
 
@@ -140,9 +172,11 @@ def retry_after(headers: Any) -> float | None:
         if value is None:
             continue
         try:
-            return max(float(value) * unit, 0.0)
+            seconds = float(value) * unit
         except ValueError:
             pass
+        else:
+            return None if math.isnan(seconds) else max(seconds, 0.0)
         try:
             return max(parsedate_to_datetime(value).timestamp() - time.time(), 0.0)
         except (ValueError, TypeError):
