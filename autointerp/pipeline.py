@@ -19,7 +19,7 @@ from autointerp import lens_stage as lenses
 from autointerp import people as persons
 from autointerp import population as populations
 from autointerp import store_people as labels_of_people
-from autointerp.config import ModelSection, Settings, model_of
+from autointerp.config import ModelSection, Settings, asked_of, method_of, model_of
 from autointerp.corpus import Shard
 from autointerp.errors import ConfigError, StoreError
 from autointerp.explain import Explaining
@@ -60,10 +60,11 @@ def prepare(settings: Settings, rehearsal: bool = False) -> Prepared:
     Raises a UserError naming the first thing that is missing or does not fit.
     """
     corpus.check(settings.corpus)
-    asked = [explainers.named(entry) for entry in settings.explainer.methods if entry != "mined"]
-    if asked or settings.explainer.rounds:
-        for _, prompt in asked:
-            prompts.locate(prompt)
+    asked = [entry for entry in settings.explainer.methods if entry != "mined"]
+    for entry in asked:
+        prompts.locate(explainers.named(method_of(entry))[1])
+        _check_model(asked_of(settings.explainer, entry), settings, rehearsal)
+    if settings.explainer.rounds:
         _check_model(settings.explainer, settings, rehearsal)
     simulator = settings.simulator
     if "embedding" in (simulator.kind, simulator.claims):

@@ -9,7 +9,7 @@ import typer
 
 from autointerp import config as configuration
 from autointerp.config import Settings
-from autointerp.errors import UserError
+from autointerp.errors import ConfigError, UserError
 from autointerp.logs import say as say  # commands take it from here
 
 app = typer.Typer(
@@ -51,6 +51,10 @@ BudgetTokens = Annotated[
 
 
 def with_budget(overrides: list[str] | None, usd: float | None, tokens: int | None) -> list[str]:
+    for option, value in (("--budget-usd", usd), ("--budget-tokens", tokens)):
+        if value == 0:  # in the configuration that is no limit, and who types it here may mean the opposite
+            key = option[2:].replace("-", "_")
+            raise ConfigError(f"{option} 0: expected more than 0; no limit is --set llm.{key}=0, the default")
     chosen = {"llm.budget_usd": usd, "llm.budget_tokens": tokens}
     return [*(overrides or []), *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
 
