@@ -50,7 +50,7 @@ class Explaining:
         tally = Tally("explain")
         for entry, explainer in keys.rounds[0].explainers.items():
             if tally.stopped is None and (pending := self._pending(keys.collection_id, explainer)):
-                self.bar.start(f"explain {entry}", total=len(pending), unit="features")
+                self.bar.start(f"explain {entry.partition('@http')[0]}", total=len(pending), unit="features")
                 found = self._mined if entry == "mined" else self._asked(entry)
                 self._write(found(pending, keys.collection_id, explainer), len(pending), tally)
         tally.seconds = time.perf_counter() - started

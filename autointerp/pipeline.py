@@ -109,7 +109,8 @@ class Pipeline:
         self.shows = shows
         self.settings = prepared.settings
         ledger = Ledger.of(store)  # takes over the replies that a killed run had paid for
-        bar.cost = lambda: ledger.spent.done.usd
+        bar.cost = self._spent = lambda: ledger.spent.done.usd
+        self._told = 0.0  # dollars that the stages so far have said
         self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
 
     def collect(self, shard: Shard | None = None) -> Tally:
@@ -204,7 +205,10 @@ class Pipeline:
         return self.log(tally, self.labellings[0].asked)
 
     def log(self, tally: Tally, asked: Run) -> Tally:
-        """Say how a stage ended, keep it in the store, and let readers see what it wrote."""
+        """Say how a stage ended and what it has spent, keep it in the store, and let readers see what it wrote."""
+        spent, budget = self._spent(), self.settings.llm.budget_usd
+        tally.usd, self._told = spent - self._told, spent
+        tally.left = max(budget - spent, 0.0) if budget else None
         if not self.bar.ended(tally):
             self.say(tally.line())
         if tally.worked:
