@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from autointerp.config import Settings, fingerprint, model_of
+from autointerp.config import Settings, fingerprint
 from autointerp.explainers import Candidate, Given, Method, Shown, messages
-from autointerp.llm import Answer, Door, Job, Request
+from autointerp.llm import Answer, Door, Job, Model, Request
 from autointerp.rows import Explanation
 
 HALVINGS = 2  # of the excerpts, where the context is too short
@@ -37,13 +37,15 @@ class _Answers:
 
 
 class Asking:
-    """One method of the settings, asking about features."""
+    """One method of the settings, asking a model about features."""
 
-    def __init__(self, door: Door, settings: Settings, shown: Shown, method: Method, prompt: str, name: str) -> None:
+    def __init__(
+        self, door: Door, settings: Settings, shown: Shown, method: Method, prompt: str, name: str, model: Model
+    ) -> None:
         self.door, self.cfg, self.shown, self.method, self.prompt, self.name = (
             door, settings.explainer, shown, method, prompt, name
         )  # fmt: skip
-        self.model = model_of(self.cfg)
+        self.model = model
         self.draws = 1 if method.one_reply else self.cfg.samples  # calls per feature
         self.wanted = self.cfg.samples if method.one_reply else 1  # labels per call
         self.schema = json.dumps(method.schema(self.wanted, self.cfg.max_words))

@@ -47,7 +47,7 @@ def run(store: Store, runs: Sequence[Run], bar: Bar) -> Tally:
     regroup(store, ids, grouping_id, [
         Grouped(grouping_id, label.feature, label.explanation_id, *of[text]) for label, text in labels
     ])  # fmt: skip
-    tally.ok, tally.note = len(labels), f"{len(found)} categories"
+    tally.ok, tally.note = len(labels), f"{len(found)} {'category' if len(found) == 1 else 'categories'}"
     tally.seconds = time.perf_counter() - started
     return tally
 

@@ -201,6 +201,32 @@ def model_of(section: ModelSection) -> "Model":
     return Model(section.provider, section.model or PROVIDERS[section.provider], section.base_url or None)
 
 
+def method_of(entry: str) -> str:
+    """The method of an entry of `explainer.methods`, with its prompt file where one is named: `marks:my-prompt`."""
+    return entry.partition("@")[0]
+
+
+def asked_of(section: ModelSection, entry: str) -> ModelSection:
+    """Who an entry of `explainer.methods` asks: whoever stands after its @ (provider, /model, @base_url), else the
+    section's own. Another model of the section's provider is asked on the section's server.
+
+    Raises ValueError where that names nobody.
+    """
+    _, at, who = entry.partition("@")
+    if not at:
+        return section
+    who, elsewhere, address = who.partition("@http")
+    provider, slash, model = who.partition("/")
+    if slash and not model:
+        raise ValueError(f"{entry!r}: expected a model after the slash, such as marks@openai/gpt-6-luna")
+    base_url = "http" + address if elsewhere else section.base_url if provider == section.provider else ""
+    try:
+        return ModelSection(provider=provider, model=model, base_url=base_url)
+    except ValidationError as problem:
+        reason = problem.errors()[0]["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{entry!r}: {reason}") from None
+
+
 class ExplainerSection(ModelSection):
     """Who proposes labels."""
 
@@ -227,21 +253,35 @@ class ExplainerSection(ModelSection):
     @field_validator("methods")
     @classmethod
     def _known_methods(cls, methods: tuple[str, ...]) -> tuple[str, ...]:
-        """Each `method`, or `method:prompt-file`. What used to be called llm is marks."""
+        """Each a method, with `:prompt-file` and `@provider/model` or without. What used to be called llm is marks."""
         found = []
         for entry in methods:
-            name, colon, prompt = entry.partition(":")
+            before, at, who = entry.partition("@")
+            name, colon, prompt = before.partition(":")
             name = "marks" if name == "llm" else name
             if name not in EXPLAINERS:
                 raise ValueError(f"unknown method {name!r}{nearest(name, EXPLAINERS)}; known: {', '.join(EXPLAINERS)}")
             if colon and (name == "mined" or not prompt):
                 raise ValueError(f"{entry!r}: expected a method and its prompt file, such as marks:my-prompt")
-            found.append(name + colon + prompt)
+            if at and name == "mined":
+                raise ValueError(f"{entry!r}: mined counts, and asks no model")
+            found.append(name + colon + prompt + at + who)
         if not found:
             raise ValueError("at least one method is needed")
         if twice := {entry for entry in found if found.count(entry) > 1}:
             raise ValueError(f"{min(twice)!r} stands there twice")
         return tuple(found)
+
+    @model_validator(mode="after")
+    def _each_asks_somebody_else(self) -> "ExplainerSection":
+        found: set[tuple[str, str, str, str]] = set()
+        for entry in self.methods:
+            who = asked_of(self, entry)
+            asks = method_of(entry), who.provider, who.model or PROVIDERS[who.provider], who.base_url
+            if asks in found:
+                raise ValueError(f"{entry!r}: {asks[0]} of {who.provider}/{asks[2]} stands there twice")
+            found.add(asks)
+        return self
 
 
 class SimulatorSection(ModelSection):
@@ -505,6 +545,8 @@ def load(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
         first = problem.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != 0)
         message = str(first["msg"]).removeprefix("Value error, ")
+        if first["type"] == "tuple_type":
+            message = f'expected a list, such as ["{first["input"]}"]'
         given = f"[{where}]" if isinstance(first["input"], dict) else f"{where} = {first['input']!r}"
         raise ConfigError(f"{given}: {message}") from None
 

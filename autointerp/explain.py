@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from autointerp import explainers
 from autointerp.asking import Asking
-from autointerp.config import Settings, fingerprint
+from autointerp.config import Settings, asked_of, fingerprint, method_of, model_of
 from autointerp.errors import BudgetSpent, Unreachable
 from autointerp.evidence import ExplainEvidence
 from autointerp.explainers import Shown
@@ -50,7 +50,7 @@ class Explaining:
         tally = Tally("explain")
         for entry, explainer in keys.rounds[0].explainers.items():
             if tally.stopped is None and (pending := self._pending(keys.collection_id, explainer)):
-                self.bar.start(f"explain {entry}", total=len(pending), unit="features")
+                self.bar.start(f"explain {entry.partition('@http')[0]}", total=len(pending), unit="features")
                 asking = None if entry == "mined" else self._asked(entry)
                 found = self._mined if asking is None else asking.rows
                 self._write(found(pending, keys.collection_id, explainer), len(pending), tally)
@@ -73,7 +73,8 @@ class Explaining:
             self.bar.start(f"explain {name}", total=len(ready), unit="features")
             evidence = self.evidence()
             method = Errors(self.store, before, evidence.texts).method()
-            asking = Asking(self.door, self.settings, self._shown(evidence), method, method.prompt, name)
+            who = model_of(self.settings.explainer)
+            asking = Asking(self.door, self.settings, self._shown(evidence), method, method.prompt, name, who)
             found = asking.rows(ready, asked.collection_id, explainer, "no_label_to_revise")
             self._write(found, len(ready), tally)
             tally.note = asking.note
@@ -110,8 +111,9 @@ class Explaining:
             ]  # fmt: skip
 
     def _asked(self, entry: str) -> Asking:
-        method, prompt = explainers.named(entry)
-        return Asking(self.door, self.settings, self._shown(self.evidence()), method, prompt, entry)
+        name, who = method_of(entry), asked_of(self.settings.explainer, entry)
+        method, prompt = explainers.named(name)
+        return Asking(self.door, self.settings, self._shown(self.evidence()), method, prompt, name, model_of(who))
 
     def _write(self, found: Iterator[list[Explanation]], wanted: int, tally: Tally) -> None:
         """Add rows as they come, some features at a time; what has come is kept whatever ends the asking."""

@@ -10,7 +10,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autointerp import __version__, corpus, prompts, streams
-from autointerp.config import PAID, DictionarySection, Settings, fingerprint, model_of
+from autointerp.config import (
+    PAID,
+    DictionarySection,
+    ModelSection,
+    Settings,
+    asked_of,
+    fingerprint,
+    method_of,
+    model_of,
+)
 from autointerp.dictionary import Dictionary
 from autointerp.explainers import Method, named
 from autointerp.explainers.method import LENS_PART
@@ -117,7 +126,8 @@ def _rounds(settings: Settings, chooser: str) -> tuple[Round, ...]:
     found = [Round(explainers, scorer_id(settings, explainers))]
     for i in range(1, settings.explainer.rounds + 1):
         earlier = found[-1]
-        revised = fingerprint([_asked(settings, REVISE, REVISE.prompt), chooser, earlier.scorer_id, i])
+        asked = _asked(settings, REVISE, REVISE.prompt, settings.explainer)
+        revised = fingerprint([asked, chooser, earlier.scorer_id, i])
         explainers = earlier.explainers | {f"{REVISE.name}-{i}": revised}
         found.append(Round(explainers, scorer_id(settings, explainers)))
     return tuple(found)
@@ -140,12 +150,12 @@ def explainer_id(settings: Settings, entry: str) -> str:
     cfg = settings.explainer
     if entry == "mined":
         return fingerprint(["mined", MINED_VERSION, cfg.max_words, settings.run.seed, cfg.candidates])
-    return fingerprint(_asked(settings, *named(entry)))
+    return fingerprint(_asked(settings, *named(method_of(entry)), asked_of(cfg, entry)))
 
 
-def _asked(settings: Settings, method: Method, prompt: str) -> list[object]:
+def _asked(settings: Settings, method: Method, prompt: str, who: ModelSection) -> list[object]:
     """What the labels of a method that asks a model depend on."""
-    cfg, model = settings.explainer, model_of(settings.explainer)
+    cfg, model = settings.explainer, model_of(who)
     used: list[object] = [
         method.name, method.version, cfg.max_words, settings.run.seed, model.provider, model.name,
         prompts.fingerprint(prompt), cfg.excerpts, cfg.samples, cfg.max_new_tokens,

@@ -16,6 +16,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from autointerp import by_explainer
 from autointerp.report import Label, Reading, fit_line, number, scorer_line
 from autointerp.show import KINDS, Context, Found, Library, visible, window
 from autointerp.store import Store
@@ -64,7 +65,7 @@ def render(reading: Reading, store: Store) -> str:
     )  # fmt: skip
     environment.filters |= {"number": figure, "visible": visible, "share": _share}
     environment.filters |= {"fit_line": fit_line, "scorer_line": scorer_line}
-    environment.globals |= {"meaning": MEANING}
+    environment.globals |= {"meaning": MEANING, "explainers": by_explainer}
     script = (TEMPLATES / "report.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     rows, others = _features(reading, store, environment)

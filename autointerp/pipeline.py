@@ -19,7 +19,7 @@ from autointerp import lens_stage as lenses
 from autointerp import people as persons
 from autointerp import population as populations
 from autointerp import store_people as labels_of_people
-from autointerp.config import ModelSection, Settings, model_of
+from autointerp.config import ModelSection, Settings, asked_of, method_of, model_of
 from autointerp.corpus import Shard
 from autointerp.errors import ConfigError, StoreError
 from autointerp.explain import Explaining
@@ -60,10 +60,11 @@ def prepare(settings: Settings, rehearsal: bool = False) -> Prepared:
     Raises a UserError naming the first thing that is missing or does not fit.
     """
     corpus.check(settings.corpus)
-    asked = [explainers.named(entry) for entry in settings.explainer.methods if entry != "mined"]
-    if asked or settings.explainer.rounds:
-        for _, prompt in asked:
-            prompts.locate(prompt)
+    asked = [entry for entry in settings.explainer.methods if entry != "mined"]
+    for entry in asked:
+        prompts.locate(explainers.named(method_of(entry))[1])
+        _check_model(asked_of(settings.explainer, entry), settings, rehearsal)
+    if settings.explainer.rounds:
         _check_model(settings.explainer, settings, rehearsal)
     simulator = settings.simulator
     if "embedding" in (simulator.kind, simulator.claims):
@@ -108,7 +109,8 @@ class Pipeline:
         self.shows = shows
         self.settings = prepared.settings
         ledger = Ledger.of(store)  # takes over the replies that a killed run had paid for
-        bar.cost = lambda: ledger.spent.done.usd
+        bar.cost = self._spent = lambda: ledger.spent.done.usd
+        self._told = 0.0  # dollars that the stages so far have said
         self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
 
     def collect(self, shard: Shard | None = None) -> Tally:
@@ -203,7 +205,10 @@ class Pipeline:
         return self.log(tally, self.labellings[0].asked)
 
     def log(self, tally: Tally, asked: Run) -> Tally:
-        """Say how a stage ended, keep it in the store, and let readers see what it wrote."""
+        """Say how a stage ended and what it has spent, keep it in the store, and let readers see what it wrote."""
+        spent, budget = self._spent(), self.settings.llm.budget_usd
+        tally.usd, self._told = spent - self._told, spent
+        tally.left = max(budget - spent, 0.0) if budget else None
         if not self.bar.ended(tally):
             self.say(tally.line())
         if tally.worked:

@@ -54,6 +54,13 @@ class Use:
         usd = None if self.usd is None else self.usd * n
         return Use(self.model, self.calls * n, self.input_tokens * n, self.output_tokens * n, usd)
 
+    def and_(self, other: "Use") -> "Use":
+        """Both together."""
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        model = self.model if self.model == other.model else f"{self.model} and {other.model}"
+        calls, sent = self.calls + other.calls, self.input_tokens + other.input_tokens
+        return Use(model, calls, sent, self.output_tokens + other.output_tokens, usd)
+
     def at(self, row: PriceSection) -> float:
         """Dollars at a row of [[price]], with nothing cached."""
         return (self.input_tokens * row.input + self.output_tokens * row.output) / MILLION
@@ -253,14 +260,15 @@ def _counter(settings: Settings) -> Callable[[str], int]:
 
 
 def _asked(store: Store, features: int) -> dict[str, Use]:
-    """What the ledger holds, per feature, by stage. A stage asks one model."""
-    return {
-        row["stage"]: Use(
+    """What the ledger holds, per feature, by stage; of a stage that asks several models, of all together."""
+    found: dict[str, Use] = {}
+    for row in store.spending():
+        use = Use(
             row["model"], row["calls"], row["input_tokens"], row["output_tokens"],
             None if row["unpriced"] else row["usd"],
-        ).times(1 / features)
-        for row in store.spending()
-    }  # fmt: skip
+        ).times(1 / features)  # fmt: skip
+        found[row["stage"]] = found[row["stage"]].and_(use) if row["stage"] in found else use
+    return found
 
 
 def _probe_simulator(labelling: Labelling) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from rich.panel import Panel as Box
 from rich.table import Table
 from rich.text import Text
 
-from autointerp import metrics, store_report, verdicts
+from autointerp import by_explainer, metrics, store_report, verdicts
 from autointerp.config import Settings
 from autointerp.draws import OWN_TOKENS
 from autointerp.edits import Votes
@@ -245,7 +245,7 @@ def _summary(
         "f1": _mean_and_n([label.f1 for label in eligible]),
         "null": _mean_and_n([label.null for label in eligible]),
         "beats_lookup": sum((label.lift or 0.0) > 0 for label in eligible),
-        "by_explainer": _by_explainer(store, run, [label.feature for label in eligible]),
+        "by_explainer": by_explainer.compared(store, run, [label.feature for label in eligible]),
         "categories": _categories(labels),
         "judges": _judges(judged, labels),
         "chosen_by": _chosen_by(store, run, labels),
@@ -254,6 +254,7 @@ def _summary(
         "stages": _stages(store, run),
         "peak_memory_mb": max((s["peak_memory_mb"] for s in store.stages(run.run_id)), default=None),
         "llm": store.call_totals(run.collection_id, run.explainer_ids),
+        "spent": store.spending(),
     }  # fmt: skip
 
 
@@ -271,31 +272,6 @@ def _categories(labels: list[Label]) -> dict[str, dict[str, Any]]:
             found.setdefault(label.category, []).append(label.r_rank)
     by_size = sorted(found.items(), key=lambda pair: (-len(pair[1]), pair[0]))
     return {name: {"labels": len(grades)} | _mean_and_n(grades) for name, grades in by_size}
-
-
-def _by_explainer(store: Store, run: Run, eligible: list[int]) -> dict[str, dict[str, Any]]:
-    """Per explainer, best first: the mean r_rank on score of its own best candidate on select, 0 where it has none.
-
-    The name of one that asks a model holds the provider and the model: `marks (openai/gpt-5.4-nano)`.
-    """
-    result: dict[str, dict[str, Any]] = {}
-    for row in store_report.by_explainer(store, run, eligible):
-        name = _explainer_name(row)
-        if name in result:  # they differ in something else, such as the prompt
-            name += f" {row['explainer_id']}"
-        result[name] = {
-            "method": row["method"], "provider": row["provider"], "model": row["model"],
-            "mean": row["total"] / len(eligible) if eligible else None, "n": len(eligible), "labelled": row["labelled"],
-        }  # fmt: skip
-    # Sums differ in their last bits from time to time, so they are rounded: equal means keep the order of their names.
-    return dict(sorted(result.items(), key=lambda item: (-round(item[1]["mean"] or 0.0, 9), item[0])))
-
-
-def _explainer_name(row: Mapping[str, Any]) -> str:
-    if row["model"] is None:
-        return str(row["method"])
-    model = "/".join(part for part in (row["provider"], row["model"]) if part)
-    return f"{row['method']} ({model}{' at ' + row['base_url'] if row['base_url'] else ''})"
 
 
 def _chosen_by(store: Store, run: Run, labels: list[Label]) -> dict[str, Any] | None:
@@ -380,14 +356,14 @@ def to_terminal(reading: Reading, console: Console, limit: int | None = None) ->
     parts: list[Any] = [table]
     if limit is not None and len(labels) > limit:
         parts.append(Text(f"... and {len(labels) - limit} more (--all shows them)", style="dim"))
+    if len(reading.summary["by_explainer"]) > 1:
+        parts.append(by_explainer.table(reading.summary["by_explainer"], wide=console.width >= 140))
     console.print(Group(*parts, Box("\n".join(headline(reading)), title=reading.run.name, expand=False)))
 
 
 def headline(reading: Reading) -> list[str]:
     """The figures of the whole, one fact a line, each mean with its n."""
     s, c = reading.summary, reading.collection
-    rank = s["r_rank"]
-    lost = ", ".join(f"{n} {reason}" for reason, n in rank["lost"].items()) or "none"
     kinds = s["population"]
     return [
         f"{c['dictionary']} at {c['hookpoint']} of {c['subject']}",
@@ -398,6 +374,21 @@ def headline(reading: Reading) -> list[str]:
         f"verdict {', '.join(f'{n} {word}' for word, n in s['verdicts'].items()).replace('_', ' ')}",
         f"scorer  {scorer_line(s['scorer'])}",
         f"check   {fit_line(s['fit'])}",
+        *_grade_lines(reading),
+        *_choice_lines(s["chosen_by"]),
+        *_judge_lines(s["judges"]),
+        *(f"asked   {line}" for line in by_explainer.spent_lines(s["spent"])),
+    ]
+
+
+def _grade_lines(reading: Reading) -> list[str]:
+    """The figures of the grades; before there is one, what they wait for."""
+    s = reading.summary
+    rank = s["r_rank"]
+    lost = ", ".join(f"{n} {reason}" for reason, n in rank["lost"].items()) or "none"
+    if rank["lost"] and not rank["n_scored"]:
+        return [f"r_rank  nothing has been graded (lost: {lost}): `autointerp run` does what is pending"]
+    return [
         f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], "
         f"median {number(rank['median'])}, n = {rank['n']} (lost: {lost})",
         f"r_tok   mean {number(s['r_tok']['mean'])}, n = {s['r_tok']['n']} (token look-up table, same passages); "
@@ -405,13 +396,6 @@ def headline(reading: Reading) -> list[str]:
         f"quotes  {sum(x.quotes for x in reading.labels)} of {len(reading.labels)} labels quote the feature's tokens; "
         f"r_rank of the others: mean {number(s['unquoted']['mean'])}, n = {s['unquoted']['n']}",
         f"null    mean {number(s['null']['mean'])}, n = {s['null']['n']} (labels of other features)",
-        *_choice_lines(s["chosen_by"]),
-        *_judge_lines(s["judges"]),
-        *(
-            ["by      " + ", ".join(f"{m} {number(v['mean'])} (n = {v['n']})" for m, v in s["by_explainer"].items())]
-            if len(s["by_explainer"]) > 1
-            else []
-        ),
     ]
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from autointerp import by_explainer
 from autointerp.report import Label, Reading, fit_line, number, scorer_line
 from autointerp.show import visible
 from autointerp.verdicts import MEANING
@@ -43,9 +44,10 @@ def render(reading: Reading) -> str:
         for word, n in s["verdicts"].items()
     ))  # fmt: skip
     if len(s["by_explainer"]) > 1:
-        parts += _table("Explainers", ("explainer", "mean r_rank", "n", "labelled"), (
-            (name, number(e["mean"]), f"{e['n']:,}", f"{e['labelled']:,}") for name, e in s["by_explainer"].items()
-        ))  # fmt: skip
+        parts += _table("Explainers", by_explainer.HEADER, by_explainer.cells(s["by_explainer"]))
+        parts += ["", _text(by_explainer.caption(s["by_explainer"]) + ".")]
+    if s["spent"]:
+        parts += ["", "## Models asked", "", *(f"- {_text(line)}" for line in by_explainer.spent_lines(s["spent"]))]
     if s["categories"]:
         shown = list(s["categories"].items())[:SHOWN]
         more = f" (the largest {SHOWN} of {len(s['categories'])})" if len(s["categories"]) > SHOWN else ""

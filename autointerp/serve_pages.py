@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
-from autointerp import charts, edits, firing
+from autointerp import by_explainer, charts, edits, firing
 from autointerp.edits import Edit
 from autointerp.errors import AutointerpError, ConfigError, FeatureError, StoreBusy, StoreError, UserError
 from autointerp.firing import Fired, TextReader
@@ -57,6 +57,7 @@ class Site:
         )  # fmt: skip
         self.templates.filters |= FILTERS
         self.templates.globals |= {"meaning": MEANING, "kinds": KINDS, "link": link, "feature_link": feature_link}
+        self.templates.globals |= {"explainers": by_explainer}
 
     # -- answering -----------------------------------------------------------------------------------------------------
 

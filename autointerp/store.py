@@ -690,13 +690,14 @@ class Store:
         return {row["call_id"]: Call(**row) for row in found}
 
     def spending(self) -> list[dict[str, Any]]:
-        """The whole ledger by stage and model: calls, those refused or unusable, tries, tokens, dollars.
+        """The whole ledger by stage and model: calls, those refused or unusable, repairs, tries, tokens, dollars.
 
         `usd` adds up the calls whose price is known; `unpriced` counts the others.
         """
         return self._rows(
             "SELECT split_part(purpose, ' ', 1) AS stage, provider, base_url, model, count(*) AS calls, "
-            "count(*) FILTER (WHERE status <> 'ok') AS unusable, sum(tries)::BIGINT AS tries, "
+            "count(*) FILTER (WHERE status <> 'ok') AS unusable, count(repair_of) AS repairs, "
+            "sum(tries)::BIGINT AS tries, "
             "coalesce(sum(input_tokens), 0)::BIGINT AS input_tokens, "
             "coalesce(sum(cached_tokens), 0)::BIGINT AS cached_tokens, "
             "coalesce(sum(output_tokens), 0)::BIGINT AS output_tokens, coalesce(sum(usd), 0) AS usd, "

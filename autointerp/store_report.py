@@ -76,41 +76,69 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Tabl
     ).to_arrow_table()  # fmt: skip
 
 
-def by_explainer(store: Store, run: Run, eligible: Sequence[int]) -> list[dict[str, Any]]:
-    """Per method, provider and model: the sum of r_rank on score over the features that it labelled.
+def by_explainer(store: Store, run: Run, eligible: Sequence[int], split: Split) -> list[dict[str, Any]]:
+    """Per explainer (method, provider and model): its grades on a split, feature by feature, and what it took.
 
-    Each is represented, on every eligible feature, by its own candidate that did best on select; `labelled` counts
-    those features, `total` sums their grades, one without a grade counting 0. provider is NULL where nobody was asked;
-    base_url where the server is the provider's own. By method, provider, model.
+    Each is represented, on every eligible feature, by its own candidate that did best on select; `grades` are the
+    r_rank of these in the order of the features, 0 where there is none. `labelled` counts features with a candidate,
+    `graded` those whose candidate has been graded (a grade that was lost is one), `chosen` those whose candidate is the
+    feature's label. `lost` counts replies and features without a label by reason. Calls are those behind its rows,
+    repairs included. provider is NULL where nobody was asked; base_url where the server is the provider's own.
+    By method, provider, server, model.
     """
     result = store.db.execute(
         f"""
         WITH eligible AS (SELECT unnest($eligible)::INTEGER AS feature),
+        own AS (
+            FROM explanation WHERE collection_id = $collection AND list_contains($explainers, explainer_id)
+              AND feature IN (SELECT unnest($features))
+        ),
         who AS (
             SELECT e.explainer_id, e.method, e.model, any_value(c.provider) AS provider,
                    any_value(c.base_url) AS base_url
-            FROM explanation e LEFT JOIN call c USING (call_id)
-            WHERE e.collection_id = $collection AND list_contains($explainers, e.explainer_id)
-              AND e.feature IN (SELECT unnest($features))
-            GROUP BY ALL
+            FROM own e LEFT JOIN call c USING (call_id) GROUP BY ALL
         ),
+        label AS ({CHOSEN}),
         best AS ({CHOSEN.replace("PARTITION BY e.feature", "PARTITION BY e.explainer_id, e.feature")}),
         found AS (
-            SELECT b.explainer_id, count(*) AS labelled, sum(coalesce(s.value, 0)) AS total
-            FROM best b SEMI JOIN eligible USING (feature) LEFT JOIN score s
-              ON s.explanation_id = b.explanation_id AND s.split = 'score' AND s.metric = 'r_rank'
-             AND s.simulator_id = $grader AND s.scorer_id = $scorer AND s.collection_id = $collection
-            GROUP BY b.explainer_id
+            SELECT w.explainer_id, list(coalesce(s.value, 0) ORDER BY e.feature) AS grades,
+                   count(b.feature) AS labelled, count(s.metric) AS graded, count(l.explanation_id) AS chosen
+            FROM who w CROSS JOIN eligible e
+            LEFT JOIN best b ON b.explainer_id = w.explainer_id AND b.feature = e.feature
+            LEFT JOIN label l ON l.explanation_id = b.explanation_id
+            LEFT JOIN ({DESIGNS}) d ON d.feature = e.feature
+            LEFT JOIN score s
+              ON s.explanation_id = b.explanation_id AND s.split = $split AND s.metric = 'r_rank'
+             AND s.simulator_id = $grader AND s.collection_id = $collection
+             AND s.scorer_id = if($split = 'select', d.scorer_id, $scorer)
+            GROUP BY w.explainer_id
+        ),
+        failed AS (
+            SELECT explainer_id, list((reason, n) ORDER BY n DESC, reason) AS lost
+            FROM (SELECT explainer_id, reason, count(*) AS n FROM own WHERE status <> 'ok' GROUP BY ALL)
+            GROUP BY explainer_id
+        ),
+        asked AS (SELECT DISTINCT explainer_id, call_id FROM own WHERE call_id IS NOT NULL),
+        paid AS (FROM asked UNION SELECT a.explainer_id, c.repair_of FROM asked a JOIN call c USING (call_id)),
+        cost AS (
+            SELECT p.explainer_id, count(*) AS calls, coalesce(sum(input_tokens), 0)::BIGINT AS input_tokens,
+                   coalesce(sum(output_tokens), 0)::BIGINT AS output_tokens, coalesce(sum(usd), 0)::DOUBLE AS usd,
+                   count(*) FILTER (WHERE usd IS NULL) AS unpriced
+            FROM paid p JOIN call USING (call_id) GROUP BY p.explainer_id
         )
-        SELECT explainer_id, method, provider, base_url, model, coalesce(labelled, 0)::BIGINT AS labelled,
-               coalesce(total, 0)::DOUBLE AS total
-        FROM who LEFT JOIN found USING (explainer_id)
+        SELECT explainer_id, method, provider, base_url, model, coalesce(grades, []) AS grades,
+               coalesce(labelled, 0) AS labelled, coalesce(graded, 0) AS graded, coalesce(chosen, 0) AS chosen, lost,
+               coalesce(calls, 0) AS calls, coalesce(input_tokens, 0) AS input_tokens,
+               coalesce(output_tokens, 0) AS output_tokens, coalesce(usd, 0) AS usd, coalesce(unpriced, 0) AS unpriced
+        FROM who LEFT JOIN found USING (explainer_id) LEFT JOIN failed USING (explainer_id)
+        LEFT JOIN cost USING (explainer_id)
         ORDER BY method, provider, base_url, model, explainer_id
         """,
-        chosen_parameters(run) | {"eligible": list(eligible), "grader": run.simulator_id},
+        chosen_parameters(run) | {"eligible": list(eligible), "grader": run.grader(split), "split": split},
     )
     names = [column[0] for column in result.description or []]
-    return [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    rows = [dict(zip(names, row, strict=True)) for row in result.fetchall()]
+    return [row | {"lost": dict(row["lost"] or [])} for row in rows]
 
 
 def ranks_of(store: Store, run: Run, feature: int) -> dict[tuple[str, Split], Score]:

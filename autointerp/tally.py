@@ -43,6 +43,8 @@ class Tally:
     failed: Counter[str] = field(default_factory=Counter)
     tokens: int = 0  # tokens processed
     seconds: float = 0.0
+    usd: float = 0.0  # dollars that models took
+    left: float | None = None  # dollars of the command's budget that are left; None where there is none
     note: str = ""  # what else the line says
     stopped: UserError | None = None  # why the stage ended before its work did, where the run must not go on
 
@@ -57,6 +59,7 @@ class Tally:
         self.failed += other.failed
         self.tokens += other.tokens
         self.seconds += other.seconds
+        self.usd += other.usd
         self.note = "; ".join(filter(None, (self.note, other.note)))
         self.stopped = self.stopped or other.stopped
 
@@ -66,8 +69,10 @@ class Tally:
             return f"{self.stage}: nothing pending"
         lost = "".join(f", {n} {reason}" for reason, n in sorted(self.failed.items()))
         rate = f", {self.tokens / self.seconds:,.0f} tokens/s" if self.tokens and self.seconds > 0 else ""
+        spent = f", ${self.usd:.4f}" if self.usd else ""
+        spent += f" (${self.left:.4f} of the budget left)" if self.usd and self.left is not None else ""
         note = f"; {self.note}" if self.note else ""
-        return f"{self.stage}: {self.ok:,} ok{lost} in {self.seconds:.1f} s{rate}{note}"
+        return f"{self.stage}: {self.ok:,} ok{lost} in {self.seconds:.1f} s{rate}{spent}{note}"
 
 
 class Bar:
@@ -83,11 +88,13 @@ class Bar:
         silent = enabled is False or (enabled is None and out.quiet)
         self._form: logs.Form | None = None if silent else "bar" if enabled else out.form
         self.cost: Callable[[], float] | None = None  # dollars so far; set by who can ask models
+        console = Console(stderr=True)
         self._progress = Progress(
-            _column("{task.description:>9}"), BarColumn(bar_width=24), MofNCompleteColumn(),
-            _column("{task.fields[unit]}"), _Rate(), TimeElapsedColumn(), TimeRemainingColumn(),
-            _column("{task.fields[usd]}"), _column("{task.fields[note]}", style="dim"),
-            console=Console(stderr=True), transient=True, disable=self._form != "bar",
+            _column("{task.description:>9}"), BarColumn(24 if console.width >= 100 else 8, table_column=_whole()),
+            MofNCompleteColumn(table_column=_whole()), _column("{task.fields[unit]}"), _Rate(table_column=_whole()),
+            TimeElapsedColumn(table_column=_whole()), TimeRemainingColumn(table_column=_whole()),
+            _column("{task.fields[usd]}"), _Cut("{task.fields[note]}", style="dim"),
+            console=console, transient=True, disable=self._form != "bar",
         )  # fmt: skip
         self._task: TaskID | None = None
         self._stage, self._unit = "", ""
@@ -170,9 +177,26 @@ class _Rate(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
 
 
-def _column(text: str, style: str = "none") -> TextColumn:
-    """Text as it is: a label with square brackets in it is no markup, and a long one does not push the rest away."""
-    return TextColumn(text, style=style, markup=False, table_column=Column(no_wrap=True, overflow="ellipsis"))
+class _Cut(ProgressColumn):
+    """One line of text that gives way where the terminal is narrow; the other columns keep their width."""
+
+    def __init__(self, text: str, style: str = "none") -> None:
+        self.text, self.style = text, style
+        super().__init__(table_column=Column(overflow="ellipsis"))
+
+    def render(self, task: Task) -> Text:
+        """As it is: a label with square brackets in it is no markup."""
+        return Text(self.text.format(task=task), style=self.style, no_wrap=True, overflow="ellipsis")
+
+
+def _column(text: str) -> TextColumn:
+    """Text as it is."""
+    return TextColumn(text, markup=False, table_column=_whole())
+
+
+def _whole() -> Column:
+    """A column that keeps its width."""
+    return Column(no_wrap=True, overflow="ellipsis")
 
 
 def available_memory_bytes() -> int:

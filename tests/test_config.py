@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from autointerp import config
-from autointerp.config import Settings
+from autointerp.config import Settings, asked_of, load, method_of, model_of
 from autointerp.errors import ConfigError
 
 
@@ -181,7 +181,10 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         "subject.dtype=float64", "explainer.methods=[]", "explainer.methods=mined", "explainer.provider=nobody",
         "simulator.kind=nothing", "collect.passage_tokens=100", "run.name=a/b", "run.name=..", "run.name=",
         "subject.batch_contexts=0", "score.bootstrap=0", "explainer.methods=['mined:x']", "explainer.methods=['marks:']",
-        "explainer.methods=['marks', 'llm']", "explainer.rounds=-1", "explainer.samples=0", "explainer.temperature=-1",
+        "explainer.methods=['marks', 'llm']", "explainer.methods=['mined@openai']", "explainer.methods=['marks@opneai']",
+        "explainer.methods=['marks@openai/']", "explainer.methods=['marks@local@http://localhost:8000/v1']",
+        "explainer.methods=['marks', 'marks@local']", "explainer.methods=['marks@openai@http://localhost:8000/v1']",
+        "explainer.rounds=-1", "explainer.samples=0", "explainer.temperature=-1",
     ],
 )  # fmt: skip
 def test_a_value_that_cannot_be_is_refused_with_its_key(override: str) -> None:
@@ -194,6 +197,29 @@ def test_a_value_that_cannot_be_is_refused_with_its_key(override: str) -> None:
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:
     message = refusal(None, 'explainer.methods=["mine"]')
     assert "did you mean 'mined'" in message
+
+
+def test_a_word_in_place_of_a_list_is_answered_with_the_list() -> None:
+    assert 'such as ["marks"]' in refusal(None, "explainer.methods=marks")
+
+
+@pytest.mark.parametrize(
+    ("entry", "asked"),
+    [
+        ("marks", ("openai", "some/model", "http://localhost:8000/v1")),
+        ("marks:mine", ("openai", "some/model", "http://localhost:8000/v1")),
+        ("marks@anthropic", ("anthropic", "claude-haiku-5-5", None)),
+        ("marks@anthropic/claude-opus-5-5", ("anthropic", "claude-opus-5-5", None)),
+        ("marks:mine@openai/another/model", ("openai", "another/model", "http://localhost:8000/v1")),
+        ("marks@openai/gpt-6-luna@https://api.openai.com/v1", ("openai", "gpt-6-luna", "https://api.openai.com/v1")),
+    ],
+)
+def test_an_entry_of_methods_may_name_whom_it_asks(entry: str, asked: tuple[str, str, str | None]) -> None:
+    server = ("explainer.provider=openai", "explainer.model=some/model", "explainer.base_url=http://localhost:8000/v1")
+    cfg = load(None, [f"explainer.methods=['{entry}']", *server]).explainer
+    model = model_of(asked_of(cfg, entry))
+    assert (model.provider, model.name, model.base_url) == asked
+    assert method_of(entry) == entry.partition("@")[0]
 
 
 def test_a_key_that_is_gone_says_what_has_taken_its_place(tmp_path: Path) -> None:

@@ -74,8 +74,34 @@ def test_labels_of_several_providers_are_compared_by_name(opened: tuple[Reading,
         assert (row["n"], row["labelled"]) == (len(eligible), len(won))
     means = [row["mean"] for row in found.values()]
     assert means == sorted(means, reverse=True)
-    line = next(line for line in report.headline(reading) if line.startswith("by "))
-    assert "openai/gpt-5.4-nano" in line and "anthropic/claude-haiku-5-5" in line
+    console = Console(file=io.StringIO(), width=160)
+    report.to_terminal(reading, console, limit=1)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "openai/gpt-5.4-nano" in printed and "anthropic/claude-haiku-5-5" in printed
+
+
+def test_explainers_have_intervals_and_how_far_they_are_behind_on_the_same_features(
+    opened: tuple[Reading, Store],
+) -> None:
+    reading, _ = opened
+    (_, best), *others = reading.summary["by_explainer"].items()
+    assert best["behind"] is None and best["lo"] < best["mean"] < best["hi"]
+    for _, row in others:
+        assert row["behind"]["mean"] == pytest.approx(best["mean"] - row["mean"])
+        # Of two explainers on the same features the difference is known better than either mean.
+        assert row["behind"]["hi"] - row["behind"]["lo"] < row["hi"] - row["lo"]
+    assert sum(row["chosen"] for row in (best, *(row for _, row in others))) == reading.summary["features"]
+
+
+def test_what_an_explainer_took_is_told_with_its_grades(opened: tuple[Reading, Store]) -> None:
+    reading, store = opened
+    for row in reading.summary["by_explainer"].values():
+        asked, paid = store.query(
+            f"SELECT count(DISTINCT call_id), coalesce(sum(usd), 0) FROM call SEMI JOIN (FROM explanation WHERE method = "
+            f"'{row['method']}') USING (call_id)"
+        )[1][0]
+        assert (row["calls"], row["usd"]) == (asked, pytest.approx(paid))
+        assert (row["calls"] == 0) == (row["method"] == "mined")
 
 
 def test_explainers_that_tie_are_ordered_by_name(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,40 @@ def test_labels_of_both_providers_and_of_counts_are_in_one_database(
         ("explain", "anthropic", 6, 0), ("explain", "openai", 6, 0)
     ]  # fmt: skip
     assert all(line["usd"] > 0 for line in spent)
+
+
+def test_labels_of_both_providers_and_of_counts_are_compared_in_one_report(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path
+) -> None:
+    with Server(says=says) as server:
+        other = f"marks@anthropic/claude-haiku-5-5@{server.anthropic}"
+        options = asking(
+            tiny, results, **(served(server, "openai") | {"explainer__methods": f'["mined", "marks", "{other}"]'})
+        )
+        ended = autointerp("run", *options)
+        assert ended.code == 0, ended
+        assert Counter(asked.body["model"] for asked in server.log) == {"gpt-6-luna": 6, "claude-haiku-5-5": 6}
+        assert "nothing pending" in autointerp("explain", *options).err
+    found = json.loads(autointerp("report", results / "t", "--json").out)
+    compared = found["by_explainer"]
+    assert set(compared) == {"mined", "marks (openai/gpt-6-luna)", "marks (anthropic/claude-haiku-5-5)"}
+    assert sum(row["chosen"] for row in compared.values()) == 6
+    for row in compared.values():
+        assert (row["labelled"], row["graded"], row["on"]) == (6, 6, "score")
+        assert (row["calls"], row["usd"] > 0) == ((0, False) if row["method"] == "mined" else (6, True))
+    assert [(line["provider"], line["calls"]) for line in found["spent"]] == [("anthropic", 6), ("openai", 6)]
+    assert sum(row["usd"] for row in compared.values()) == pytest.approx(sum(line["usd"] for line in found["spent"]))
+
+
+def test_before_anything_is_graded_the_report_says_so_and_gives_no_means(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path
+) -> None:
+    with Server(says=says) as server:
+        options = asking(tiny, results, **served(server, "openai"), explainer__methods='["mined", "marks"]')
+        assert autointerp("explain", *options).code == 0
+    found = json.loads(autointerp("report", results / "t", "--json").out)["by_explainer"]
+    assert [(row["mean"], row["behind"], row["graded"]) for row in found.values()] == [(None, None, 0)] * 2
+    assert "nothing has been graded (lost: 6 not_scored)" in autointerp("report", results / "t").out
 
 
 def test_a_run_of_every_stage_on_a_served_model(autointerp: Autointerp, tiny: dict[str, Path], results: Path) -> None:
@@ -187,14 +222,15 @@ def test_a_bad_setting_is_one_line_before_any_work(
     assert not (tmp_path / "none").exists()
 
 
-def test_a_budget_of_nothing_or_less_is_refused_as_an_option_and_zero_in_a_file_is_no_limit(
+def test_a_budget_of_nothing_or_less_is_refused_as_an_option_and_zero_among_the_settings_is_no_limit(
     autointerp: Autointerp, tiny: dict[str, Path], results: Path
 ) -> None:
     with Server(says=says) as server:
         options = asking(tiny, results, **served(server, "openai"))
         refused(autointerp("explain", "--budget-usd", "-1", *options), "llm.budget_usd")
-        for option in ("--budget-usd", "--budget-tokens"):
-            refused(autointerp("explain", option, 0, *options), f"{option} 0", "leave it out for no limit")
+        for option in ("budget-usd", "budget-tokens"):
+            key = "llm." + option.replace("-", "_")
+            refused(autointerp("explain", f"--{option}", 0, *options), f"--{option} 0", f"{key}=0")
         assert server.log == []
         ended = autointerp("explain", *options, "--set", "llm.budget_usd=0", "--set", "llm.budget_tokens=0")
         assert ended.code == 0 and len(server.log) == 6

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -50,6 +51,28 @@ def test_json_lines_have_the_keys_that_are_promised(capsys: pytest.CaptureFixtur
     assert {key: end[key] for key in end if key not in ("time", "event")} == {
         "stage": "explain", "ok": 4, "failed": {"no_label_in_reply": 2}, "seconds": 1.5, "tokens": 10, "note": "",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("columns", [80, 110, 160])
+def test_a_long_label_takes_no_room_from_the_figures(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    bar = Bar(True)
+    bar.cost = lambda: 0.25
+    worked(bar, newest="a label that is far too long for any terminal, and goes on and on and on " * 3)
+    said = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    for figure in ("explain marks ━", "/4 features ", " 0:00:00 ", " $0.2500 ", "a "):
+        assert figure in said, figure
+
+
+def test_a_stage_says_what_it_spent_and_what_is_left_of_the_budget() -> None:
+    assert Tally("judge", ok=4, seconds=1.5, usd=0.0125, left=0.5).line() == (
+        "judge: 4 ok in 1.5 s, $0.0125 ($0.5000 of the budget left)"
+    )
+    assert Tally("judge", ok=4, seconds=1.5, usd=0.0125).line() == "judge: 4 ok in 1.5 s, $0.0125"
+    assert Tally("score", ok=4, seconds=1.5, left=0.5).line() == "score: 4 ok in 1.5 s"
 
 
 def test_without_a_terminal_a_line_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:

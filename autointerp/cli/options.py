@@ -53,9 +53,9 @@ BudgetTokens = Annotated[
 def with_budget(overrides: list[str] | None, usd: float | None, tokens: int | None) -> list[str]:
     chosen = {"llm.budget_usd": usd, "llm.budget_tokens": tokens}
     for key, value in chosen.items():
-        if value == 0:  # in a file it is no limit; whoever writes it here hardly means that
+        if value == 0:  # in the configuration that is no limit, and who types it here may mean the opposite
             option = key.replace("llm.", "--").replace("_", "-")
-            raise ConfigError(f"{option} 0 leaves nothing to ask with: give an amount, or leave it out for no limit")
+            raise ConfigError(f"{option} 0: expected more than 0; no limit is --set {key}=0, the default")
     return [*(overrides or []), *(f"{key}={value}" for key, value in chosen.items() if value is not None)]
 
 
