@@ -109,7 +109,8 @@ def json_in(text: str) -> Any:
 def alone(reply: str) -> str:
     """The JSON that a reply consists of as text, without thoughts or prose around it; for a reader that checks it.
 
-    A reply with more JSON after the first stays whole: which of the two is meant cannot be known. Raises ReplyError as `answer` and `json_in` do.
+    A reply with more JSON after the first stays whole: which of the two is meant cannot be known. Raises ReplyError as
+    `answer` and `json_in` do.
     """
     text = answer(reply)
     found = _found(text)
