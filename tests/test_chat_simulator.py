@@ -135,9 +135,9 @@ def test_a_letter_that_is_two_in_lower_case_shifts_no_place() -> None:
     assert understood(reply([("WORD", 1, 7)]), passage, 3)[0].tolist() == [0, 0, 7]
 
 
-def test_thoughts_before_a_reply_are_no_part_of_it() -> None:
-    thought = f'<think>The label fits {{"1": []}} mostly.</think>\n{GOOD}'
-    np.testing.assert_array_equal(understood(thought, PASSAGES, 20), understood(GOOD, PASSAGES, 20))
+def test_what_is_said_around_a_reply_is_no_part_of_it() -> None:
+    for shown in (f'<think>The label fits {{"1": []}} mostly.</think>\n{GOOD}', f"Here it is:\n{GOOD}\n\nIt fires on both."):
+        np.testing.assert_array_equal(understood(shown, PASSAGES, 20), understood(GOOD, PASSAGES, 20))
 
 
 @pytest.mark.parametrize("shown", [GOOD, f"```json\n{GOOD}\n```", f"Here it is:\n```\n{GOOD}\n```\n", f"\n {GOOD} "])

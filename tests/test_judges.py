@@ -53,7 +53,7 @@ GOOD = reply([1], [2])
         (reply([1], [2], [3]), "wrong_label"), ('{"labels": {"1": [1], "2": []}}', "wrong_label"),
         (GOOD.replace('"2":', '"0":'), "wrong_label"), (GOOD.replace('"2":', '"two":'), "wrong_label"),
         (reply([1], [4]), "wrong_passage"), (reply([0], [2]), "wrong_passage"), (reply([-1], [2]), "wrong_passage"),
-        (reply([1], [2, 2]), "wrong_passage"),
+        (reply([1], [2, 2]), "wrong_passage"), (f"At first: {reply([], [])}\nIn the end: {GOOD}", "bad_json"),
     ],
 )  # fmt: skip
 def test_a_reply_that_is_wrong_anywhere_is_not_used(bad: str, reason: str) -> None:
@@ -62,9 +62,9 @@ def test_a_reply_that_is_wrong_anywhere_is_not_used(bad: str, reason: str) -> No
     assert problem.value.reason == reason
 
 
-def test_thoughts_before_a_reply_are_no_part_of_it() -> None:
-    found = understood(f'<think>Not {{"1": []}}.</think>\n{GOOD}<|im_end|>', 2, 3)
-    np.testing.assert_array_equal(found, understood(GOOD, 2, 3))
+def test_what_is_said_around_a_reply_is_no_part_of_it() -> None:
+    for shown in (f'<think>Not {{"1": []}}.</think>\n{GOOD}<|im_end|>', f"Here it is: {GOOD}\n\nPassage 1 fits because", f"\n{GOOD}\n"):
+        np.testing.assert_array_equal(understood(shown, 2, 3), understood(GOOD, 2, 3))
 
 
 @pytest.mark.parametrize("name", ["judge-detect", "judge-fuzz"])

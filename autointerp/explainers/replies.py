@@ -106,13 +106,31 @@ def json_in(text: str) -> Any:
 
     Raises ReplyError("bad_json") for what begins as JSON and cannot be read: cut off, mostly.
     """
+    found = _found(text)
+    return None if found is None else found[0]
+
+
+def alone(reply: str) -> str:
+    """The JSON that a reply consists of as text, without thoughts or prose around it; for a reader that checks it.
+
+    A reply with more JSON after the first stays whole: which of the two is meant cannot be known. Raises ReplyError as
+    `answer` and `json_in` do.
+    """
+    text = answer(reply)
+    found = _found(text)
+    return text if found is None or _JSON.search(text, found[1].stop) else text[found[1]]
+
+
+def _found(text: str) -> tuple[Any, slice] | None:
+    """The first JSON that is a reply, decoded, and where it stands."""
     start = next((m.start() for m in _JSON.finditer(text) if _opens(text[: m.start()])), None)
     if start is None:
         return None
     try:
-        return json.JSONDecoder().raw_decode(text, start)[0]
+        value, end = json.JSONDecoder().raw_decode(text, start)
     except (ValueError, RecursionError) as problem:
-        raise ReplyError("bad_json", str(problem)) from None
+        raise ReplyError("bad_json", f"expected JSON alone: {problem}") from None
+    return value, slice(start, end)
 
 
 _JSON = re.compile(r"\{\s*[\"“'}]|\[\s*[\"{']")
