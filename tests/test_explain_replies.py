@@ -8,7 +8,8 @@ import pytest
 
 from autointerp.errors import ReplyError
 from autointerp.explainers import Given
-from autointerp.explainers.replies import answer, clean_label, json_in, labels
+from autointerp.explainers.replies import clean_label, labels
+from autointerp.llm.structured import answer, decoded, json_in
 
 TABLE: list[dict[str, Any]] = [
     json.loads(line) for line in (Path(__file__).parent / "fixtures" / "replies.jsonl").read_text("utf-8").splitlines()
@@ -77,3 +78,9 @@ def test_json_is_told_from_text() -> None:
     assert json_in("words in [brackets]") is None
     assert json_in('{"labels": []}') == {"labels": []}
     assert answer("<think>x</think> y ") == "y"
+
+
+@pytest.mark.parametrize("tag", ["</think>", "<think>", "<|channel|>analysis", "```", "<answer>"])
+def test_a_tag_or_fence_within_a_label_is_the_labels(tag: str) -> None:
+    for reply in (json.dumps({"labels": [f"{tag} in chat logs"]}), f"```json\n{json.dumps([f'{tag} in chat logs'])}\n```"):
+        assert decoded(reply) in ({"labels": [f"{tag} in chat logs"]}, [f"{tag} in chat logs"])

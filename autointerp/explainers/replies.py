@@ -4,7 +4,6 @@ Reasons: empty, refusal, reasoning (leaked), no_pattern (the model says that it 
 marks, wrong_language, too_long, bad_json, and bad_rules of structured replies.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 
 from autointerp.errors import ReplyError
 from autointerp.explainers.fence import restored
+from autointerp.llm.structured import answer, json_in, unfenced
 
 WORD_CHARS = 16  # of a word in a label, on average at most
 ECHO_WORDS = 5  # so many words in a row of the prompt are a quotation, not a label
@@ -80,7 +80,7 @@ def _proposals(text: str, wanted: int) -> tuple[list[str], bool]:
     value = json_in(text)
     if value is not None:
         return list(_texts(value)), True
-    text = _unfenced(text)
+    text = unfenced(text)
     lines = [match[1] for line in text.splitlines() if (match := _ITEM.match(line.strip()))]
     return lines if wanted > 1 and len(lines) > 1 else [text], False
 
@@ -99,85 +99,6 @@ def _texts(value: Any, depth: int = 4) -> Iterable[str]:
         for key, entry in value.items():
             if key.lower() in {"label", "labels", "answer", "explanation"}:
                 yield from _texts(entry, depth - 1)
-
-
-def json_in(text: str) -> Any:
-    """The JSON object or list that a reply consists of, in a code fence, after prose or bare; None for plain text.
-
-    Raises ReplyError("bad_json") for what begins as JSON and cannot be read: cut off, mostly.
-    """
-    found = _found(text)
-    return None if found is None else found[0]
-
-
-def alone(reply: str) -> str:
-    """The JSON that a reply consists of as text, without thoughts or prose around it; for a reader that checks it.
-
-    A reply with more JSON after the first stays whole: which of the two is meant cannot be known. Raises ReplyError as
-    `answer` and `json_in` do.
-    """
-    text = answer(reply)
-    found = _found(text)
-    return text if found is None or _JSON.search(text, found[1].stop) else text[found[1]]
-
-
-def _found(text: str) -> tuple[Any, slice] | None:
-    """The first JSON that is a reply, decoded, and where it stands."""
-    start = next((m.start() for m in _JSON.finditer(text) if _opens(text[: m.start()])), None)
-    if start is None:
-        return None
-    try:
-        value, end = json.JSONDecoder().raw_decode(text, start)
-    except (ValueError, RecursionError) as problem:
-        raise ReplyError("bad_json", f"expected JSON alone: {problem}") from None
-    return value, slice(start, end)
-
-
-_JSON = re.compile(r"\{\s*[\"“'}]|\[\s*[\"{']")
-
-
-def _opens(before: str) -> bool:
-    """True where JSON that comes after this text is the reply, and no part of a sentence: on a line of its own, or
-    after a colon, a full stop or a tag."""
-    return not before.rpartition("\n")[2].strip() or before.rstrip().endswith((":", ".", ">", "```json", "```"))
-
-
-_FENCED = re.compile(r"^[ \t]*```\w*\s*(.*?)(?:```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
-
-
-def _unfenced(text: str) -> str:
-    """What stands in the first code fence of a reply; the whole of it where there is none."""
-    fenced = _FENCED.search(text)
-    return (fenced[1] if fenced else text).strip()
-
-
-_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning|reflection)>.*?</\1>", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
-_THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
-_CHANNEL = re.compile(r"<\|channel\|>(\w+)(?:<\|message\|>)?")
-_TOKEN = r"(?:<\|[\w-]+\|>|</?s>|<(?:start|end)_of_turn>|</?answer>)"
-_SPECIAL = re.compile(rf"^(?:\s*{_TOKEN})+|(?:{_TOKEN}\s*)+$")  # around a reply; within it they are what it is about
-
-
-def answer(reply: str) -> str:
-    """The reply without what the model thought aloud between tags.
-
-    A template may have opened the tag itself, so text up to a closing tag alone is a thought too. Raises
-    ReplyError("reasoning") for a thought that never ends, and "empty" for nothing after it.
-    """
-    text = _THOUGHT.sub("", reply)
-    text = _THOUGHT_END.split(text)[-1]
-    if _THOUGHT_START.search(text):
-        raise ReplyError("reasoning")
-    channels = list(_CHANNEL.finditer(text))
-    if channels:
-        if channels[-1][1] != "final":
-            raise ReplyError("reasoning")
-        text = text[channels[-1].end() :]
-    text = _SPECIAL.sub("", text).strip()
-    if not text:
-        raise ReplyError("empty")
-    return text
 
 
 _REFUSAL = re.compile(

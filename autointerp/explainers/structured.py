@@ -13,7 +13,8 @@ from autointerp.errors import ReplyError
 from autointerp.explainers import marks
 from autointerp.explainers.fence import restored
 from autointerp.explainers.method import Method
-from autointerp.explainers.replies import Candidate, Given, answer, clean_label, json_in
+from autointerp.explainers.replies import Candidate, Given, clean_label
+from autointerp.llm.structured import answer, json_in
 
 
 def read(reply: str, given: Given, wanted: int, max_words: int) -> list[Candidate]:

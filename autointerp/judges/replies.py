@@ -18,7 +18,6 @@ from autointerp import prompts
 from autointerp.config import JudgeSection, model_of
 from autointerp.errors import ReplyError
 from autointerp.explainers.fence import line
-from autointerp.explainers.replies import alone
 from autointerp.judges import Item
 from autointerp.llm import Answer, Door, Job, Request, halves
 from autointerp.llm.structured import by_number, integers, numbered
@@ -120,7 +119,7 @@ def understood(reply: str, n_labels: int, n_passages: int) -> Verdicts:
 
     Raises ReplyError with the first thing that is wrong; nothing of a reply is used unless all of it can be.
     """
-    found = by_number(alone(reply), n_labels, "label")
+    found = by_number(reply, n_labels, "label")
     says = np.zeros((n_labels, n_passages), dtype=bool)
     for row, name in enumerate(found):
         fits = integers(found, name)

@@ -1,4 +1,4 @@
-"""Structured replies: JSON out of a reply, its parts checked as they are read.
+"""Structured replies: the JSON in a reply, whatever was thought or said around it, its parts checked as they are read.
 
 Every function raises ReplyError with what was expected, so that the repair can say it.
 """
@@ -10,16 +10,11 @@ from typing import Any
 
 from autointerp.errors import ReplyError
 
-_THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
-
 
 def decoded(reply: str) -> Any:
-    """The JSON that a reply consists of, in a code fence or not, after a thought or not, no key twice."""
-    if not reply.lstrip().startswith(("{", "[")):  # else what ends a thought may stand in a text of the reply
-        reply = _THOUGHT_END.split(reply)[-1]
-    fenced = re.search(r"```(?:json)?\s*(.*?)```", reply, re.DOTALL)
+    """The JSON that a reply consists of, whatever was thought or said around it, no key twice."""
     try:
-        return json.loads(fenced.group(1) if fenced else reply, object_pairs_hook=_once)
+        return json.loads(alone(reply), object_pairs_hook=_once)
     except (ValueError, RecursionError) as problem:
         raise ReplyError("bad_json", f"expected JSON alone: {problem}") from None
 
@@ -32,6 +27,94 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         raise ReplyError("bad_json", f"{next(name for name in names if names.count(name) > 1)!r} stands there twice")
     return found
 
+
+# -- what was said -----------------------------------------------------------------------------------------------------
+
+
+def json_in(text: str) -> Any:
+    """The JSON object or list that a reply consists of, in a code fence, after prose or bare; None for plain text.
+
+    Raises ReplyError("bad_json") for what begins as JSON and cannot be read: cut off, mostly.
+    """
+    found = _found(text)
+    return None if found is None else found[0]
+
+
+def alone(reply: str) -> str:
+    """The JSON that a reply consists of as text, without thoughts or prose around it; for a reader that checks it.
+
+    A reply with more JSON after the first stays whole: which of the two is meant cannot be known. Raises ReplyError as
+    `answer` and `json_in` do.
+    """
+    text = answer(reply)
+    found = _found(text)
+    return text if found is None or _JSON.search(text, found[1].stop) else text[found[1]]
+
+
+def _found(text: str) -> tuple[Any, slice] | None:
+    """The first JSON that is a reply, decoded, and where it stands."""
+    start = next((m.start() for m in _JSON.finditer(text) if _opens(text[: m.start()])), None)
+    if start is None:
+        return None
+    try:
+        value, end = json.JSONDecoder().raw_decode(text, start)
+    except (ValueError, RecursionError) as problem:
+        raise ReplyError("bad_json", f"expected JSON alone: {problem}") from None
+    return value, slice(start, end)
+
+
+_JSON = re.compile(r"\{\s*[\"“'}]|\[\s*[\"{']")
+
+
+def _opens(before: str) -> bool:
+    """True where JSON that comes after this text is the reply, and no part of a sentence: on a line of its own, or
+    after a colon, a full stop or a tag."""
+    return not before.rpartition("\n")[2].strip() or before.rstrip().endswith((":", ".", ">", "```json", "```"))
+
+
+_FENCED = re.compile(r"^[ \t]*```\w*\s*(.*?)(?:```[ \t]*$|\Z)", re.DOTALL | re.MULTILINE)
+
+
+def unfenced(text: str) -> str:
+    """What stands in the first code fence of a reply; the whole of it where there is none."""
+    fenced = _FENCED.search(text)
+    return (fenced[1] if fenced else text).strip()
+
+
+_THOUGHT = re.compile(r"<(think|thinking|thought|reasoning|reflection)>.*?</\1>", re.DOTALL | re.IGNORECASE)
+_THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
+_THOUGHT_START = re.compile(r"<(?:think|thinking|thought|reasoning|reflection)>", re.IGNORECASE)
+_CHANNEL = re.compile(r"<\|channel\|>(\w+)(?:<\|message\|>)?")
+_TOKEN = r"(?:<\|[\w-]+\|>|</?s>|<(?:start|end)_of_turn>|</?answer>)"
+_SPECIAL = re.compile(rf"^(?:\s*{_TOKEN})+|(?:{_TOKEN}\s*)+$")  # around a reply; within it they are what it is about
+
+
+def answer(reply: str) -> str:
+    """The reply without what the model thought aloud between tags.
+
+    A template may have opened the tag itself, so text up to a closing tag alone is a thought too. Raises
+    ReplyError("reasoning") for a thought that never ends, and "empty" for nothing after it.
+    """
+    text = reply.strip()
+    if not text.startswith(("{", "[", "```")):  # else such a tag stands in one of the reply's texts
+        text = _spoken(text)
+    text = _SPECIAL.sub("", text).strip()
+    if not text:
+        raise ReplyError("empty")
+    return text
+
+
+def _spoken(text: str) -> str:
+    text = _THOUGHT_END.split(_THOUGHT.sub("", text))[-1]
+    if _THOUGHT_START.search(text):
+        raise ReplyError("reasoning")
+    channels = list(_CHANNEL.finditer(text))
+    if channels and channels[-1][1] != "final":
+        raise ReplyError("reasoning")
+    return text[channels[-1].end() :] if channels else text
+
+
+# -- schemas -----------------------------------------------------------------------------------------------------------
 
 BOUNDS = {"minItems", "maxItems", "maxLength", "minimum", "maximum"}
 

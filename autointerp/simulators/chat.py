@@ -30,7 +30,6 @@ from autointerp import prompts
 from autointerp.config import SimulatorSection
 from autointerp.errors import ReplyError
 from autointerp.explainers.fence import line, neutral, restored
-from autointerp.explainers.replies import alone
 from autointerp.llm import Door, Job, Request, halves
 from autointerp.llm.structured import by_number, numbered
 from autointerp.simulators import Lost, Predicted
@@ -98,7 +97,7 @@ def understood(reply: str, passages: Sequence[Sequence[str]], passage_tokens: in
 
     Raises ReplyError with the first thing that is wrong; nothing of a reply is used unless all of it can be.
     """
-    found = by_number(alone(reply), len(passages), "passage")
+    found = by_number(reply, len(passages), "passage")
     values = np.zeros((len(passages), passage_tokens), dtype=np.float32)
     for (name, fires), row, strings in zip(found.items(), values, passages, strict=True):
         _mark(row[: len(strings)], name, strings, fires)
