@@ -20,9 +20,9 @@ from autointerp.text import printable
 BOOTSTRAP = 2000  # draws behind the interval of a mean over features
 COST = ("calls", "input_tokens", "output_tokens", "usd", "unpriced")
 HEADER = (
-    "explainer", "r_rank", "95 %", "behind, 95 %", "chosen", "labelled", "lost", "tokens in", "out", "$", "$ / 1,000",
+    "explainer", "r_rank", "95 %", "behind", "chosen", "labelled", "tokens in", "out", "$", "$ / 1,000", "lost",
 )  # fmt: skip
-NARROW = (0, 1, 2, 3, 4, 10)  # columns for which a terminal of 80 has room
+NARROW = (0, 1, 2, 3, 4, 9)  # columns for which a terminal of 80 has room
 TEXTUAL = ("explainer", "lost")
 
 
@@ -89,11 +89,16 @@ def cells(found: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
     return [
         (
             name, _number(e["mean"]), _ends(e), _behind(e["behind"]), f"{e['chosen']:,}", f"{e['labelled']:,}",
-            ", ".join(f"{n:,} {reason}" for reason, n in e["lost"].items()) or "-",
             *((f"{e['input_tokens']:,}", f"{e['output_tokens']:,}", *_dollars(e)) if e["calls"] else ("-",) * 4),
+            ", ".join(f"{n:,} {reason}" for reason, n in e["lost"].items()) or "-",
         )
         for name, e in found.items()
     ]  # fmt: skip
+
+
+def made_by(method: str | None, model: str | None) -> Text:
+    """Who made a label, as a cell."""
+    return Text(printable(f"{method} ({model})" if method and model else method or ""))
 
 
 def caption(found: Mapping[str, Mapping[str, Any]]) -> str:
@@ -105,7 +110,7 @@ def caption(found: Mapping[str, Mapping[str, Any]]) -> str:
     )  # fmt: skip
     return (
         f"r_rank of the best candidate of each {which}; n = {first['n']:,}, a feature "
-        "that it could not label counts 0. Behind: how much the best is ahead on the same features. "
+        "that it could not label counts 0. Behind: how much the best is ahead on the same features, 95 % interval. "
         "Chosen: features whose label is its own. "
         "$ / 1,000: per 1,000 features labelled"
     )

@@ -40,8 +40,9 @@ def to_terminal(found: Comparison, console: Console) -> None:
 
 
 def _differences(rows: list[Difference]) -> Table:
-    table = Table(title="means over features that both have, and B - A", title_justify="left", box=None)
-    for name in ("metric", "n", "A", "B", "B - A", "95 %", "B wins", "only A", "only B"):
+    title = "means over features that both have, and B - A"
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("metric", "n", "A", "B", "B - A", "95 %", "B wins", "only A/B"):
         table.add_column(name, justify="left" if name == "metric" else "right", no_wrap=True)
     for row in rows:
         mark = "" if row.lo is None or row.hi is None or row.lo <= 0 <= row.hi else " *"
@@ -49,7 +50,7 @@ def _differences(rows: list[Difference]) -> Table:
         share = "" if row.wins is None else f"{row.wins:.0%}"
         table.add_row(
             row.metric.replace("_", " "), str(row.n), _number(row.a), _number(row.b), _number(row.mean, "+") + mark,
-            ends, share, str(row.only_a), str(row.only_b),
+            ends, share, f"{row.only_a}/{row.only_b}",
         )  # fmt: skip
     table.caption = f"* 0 is outside the interval, over features (r rank: {rows[0].over or 'no interval'})"
     return table

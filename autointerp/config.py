@@ -224,7 +224,7 @@ def asked_of(section: ModelSection, entry: str) -> ModelSection:
         return ModelSection(provider=provider, model=model, base_url=base_url)
     except ValidationError as problem:
         reason = problem.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ValueError(f"{entry!r}: {reason}") from None
+    raise ValueError(f"{entry!r}: {reason}")
 
 
 class ExplainerSection(ModelSection):

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autointerp import by_explainer, metrics, store_report, verdicts
-from autointerp.config import Settings
+from autointerp.config import Settings, model_of
 from autointerp.draws import OWN_TOKENS
 from autointerp.edits import Votes
 from autointerp.errors import ConfigError, StoreError, nearest
@@ -143,7 +143,7 @@ def read_all(store: Store, only: Sequence[int] | None = None) -> list[Reading]:
 def _scorer(settings: Settings, certificate: dict[str, Any] | None) -> dict[str, Any]:
     """Who graded, and what it was found able to do: gates that hold and gates that do not."""
     cfg = settings.simulator
-    found: dict[str, Any] = {"kind": cfg.kind, "model": (cfg.model or None) if cfg.paid else None}
+    found: dict[str, Any] = {"kind": cfg.kind, "model": model_of(cfg).name if cfg.paid else None}
     if certificate is None:
         return found | {"certified": None}
     holds = certificate["holds"]
@@ -333,7 +333,8 @@ def to_terminal(reading: Reading, console: Console, limit: int | None = None) ->
     labels = sorted(
         reading.labels, key=lambda label: (-(label.r_rank if label.r_rank is not None else -2), label.feature)
     )
-    wide = console.width >= 104  # in a narrow terminal the label matters more than the last columns
+    wide = console.width >= 132  # in a narrow terminal the label matters more than the last columns
+    several = len({label.model for label in labels if label.model}) > 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("feature", justify="right", style="cyan")
     table.add_column("verdict", no_wrap=True)
@@ -351,7 +352,7 @@ def to_terminal(reading: Reading, console: Console, limit: int | None = None) ->
             number(label.lift, "+.2f"),
         ]
         if wide:
-            cells += [number(label.null), label.method or ""]
+            cells += [number(label.null), by_explainer.made_by(label.method, label.model if several else None)]
         table.add_row(str(label.feature), _word(label.verdict), text, *cells)
     parts: list[Any] = [table]
     if limit is not None and len(labels) > limit:

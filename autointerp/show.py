@@ -1,7 +1,7 @@
 """One feature, looked up: its label and rivals with grades, and contexts with true and predicted activations."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -73,6 +73,7 @@ class Candidate:
     author: str | None = None  # of a label from outside: whoever says so; None: an explainer made it
     up: int = 0  # votes for it
     down: int = 0  # votes against it
+    select_f1: float | None = None  # of a judge's detection on select, where that chooses the label
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,10 @@ class Library:
     def _candidates(self, feature: int, label: Label | None) -> list[Candidate]:
         found, run = [], self.reading.run
         ranks = store_report.ranks_of(self.store, run, feature)
+        f1: dict[str, float | None] = {}
+        if run.detector_id is not None:
+            judged = self.store.judged(replace(run, features=[feature]), "select")
+            f1 = {s.explanation_id: s.value for s in judged if s.metric == "detection_f1"}
         for e in self.store.explanations(self.collection_id, run.explainer_ids, [feature]):
             select, score = ranks.get((e.explanation_id, "select")), ranks.get((e.explanation_id, "score"))
             found.append(Candidate(
@@ -166,9 +171,9 @@ class Library:
                 e.label, e.status, e.reason, select.value if select else None, score.value if score else None,
                 score.lo if score else None, score.hi if score else None, score.n if score else 0,
                 score.reason if score else "not_scored" if e.status == "ok" else None, e.author,
-                *self._votes.get((feature, e.label or ""), Votes()),
+                *self._votes.get((feature, e.label or ""), Votes()), select_f1=f1.get(e.explanation_id),
             ))  # fmt: skip
-        return sorted(found, key=lambda c: (not c.chosen, -(c.select_r_rank if c.select_r_rank is not None else -2)))
+        return sorted(found, key=lambda c: (not c.chosen, _downward(c.select_f1), _downward(c.select_r_rank)))
 
     def _predictions(self, feature: int, label: Label | None) -> "_Predictions":
         if label is None or label.explanation_id is None:
@@ -370,17 +375,26 @@ def _does(said: store_outputs.Said) -> Text:
     return text
 
 
+def _downward(value: float | None) -> float:
+    """Sorts large before small before None."""
+    return 2.0 if value is None else -value
+
+
 def _rivals(candidates: list[Candidate]) -> Table:
+    """The candidates; with the F1 that chose one where a judge did, and with models where there are several."""
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "by", "select", "score"):
-        table.add_column(name, justify="right" if name in ("select", "score") else "left", no_wrap=True)
+    judged = any(c.select_f1 is not None for c in candidates)
+    several = len({c.model for c in candidates if c.model}) > 1
+    for name in ("", "by", *(["detects"] if judged else []), "select", "score"):
+        table.add_column(name, justify="left" if name in ("", "by") else "right", no_wrap=name != "by")
     table.add_column("candidate", ratio=1, overflow="fold")
     for c in candidates:
         text = visible(c.label) if c.label is not None else f"({c.status}: {visible(c.reason or '')})"
         text += f"  ({c.up} for, {c.down} against)" if c.up or c.down else ""
+        by = f"{c.method} ({c.model})" if several and c.model else c.method
         table.add_row(
-            "→" if c.chosen else "", Text(c.method, style="dim"), number(c.select_r_rank), number(c.r_rank),
-            Text(text, style="" if c.label is not None else "dim"),
+            "→" if c.chosen else "", Text(visible(by), style="dim"), *([number(c.select_f1)] if judged else []),
+            number(c.select_r_rank), number(c.r_rank), Text(text, style="" if c.label is not None else "dim"),
         )  # fmt: skip
     return table
 
@@ -402,7 +416,7 @@ def _print_counters(found: Found, console: Console) -> None:
         listed |= {"promotes": found.lens.promoted, "suppresses": found.lens.suppressed}
     for name, tokens in listed.items():
         if tokens:
-            console.print(Text(f"{name:<10}" + "  ".join(visible(t).strip() or "␣" for t in tokens), style="dim"))
+            console.print(Text(f"{name:<12}" + "  ".join(visible(t).strip() or "␣" for t in tokens), style="dim"))
 
 
 def _bars(counts: Iterable[int]) -> str:

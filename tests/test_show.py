@@ -143,3 +143,18 @@ def test_untrusted_text_reaches_the_terminal_as_text(found: show.Found) -> None:
     out = printed(hostile, width=10_000)
     assert not set(out) & {"\x1b", "\x07", "\u202e", "\u200f"}
     assert "\\x1b[31mred" in out and "[bold]markup[/bold]" in out and "↵" in out
+
+
+def test_candidates_name_their_models_where_there_are_several_and_the_f1_that_chose(found: show.Found) -> None:
+    mined = replace(found.candidates[0], chosen=False)
+    asked = [
+        replace(mined, method="marks", model=model, select_f1=f1, chosen=model == "one", explanation_id=f"{model}")
+        for model, f1 in (("one", 0.875), ("two", 0.25))
+    ]
+    out = printed(replace(found, candidates=[*asked, mined]))
+    (head,) = [line for line in out.splitlines() if "select" in line and "candidate" in line]
+    assert head.split() == ["by", "detects", "select", "score", "candidate"]
+    assert any(line.startswith("→  marks (one)") and " 0.88 " in line for line in out.splitlines())
+    assert "marks (two)" in out
+    plain = printed(replace(found, candidates=[replace(asked[0], select_f1=None), mined]))
+    assert "detects" not in plain and "(one)" not in plain, "one model alone need not be told apart"
