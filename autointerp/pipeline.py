@@ -7,6 +7,7 @@ Stages do not know one another; what passes between them are tables.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from autointerp import population as populations
 from autointerp import store_people as labels_of_people
 from autointerp.config import ModelSection, Settings, asked_of, method_of, model_of
 from autointerp.corpus import Shard
-from autointerp.errors import ConfigError, StoreError
+from autointerp.errors import ConfigError, StoreError, UserError
 from autointerp.explain import Explaining
 from autointerp.explainers import Shown
 from autointerp.grading import Grading, Opens
@@ -111,6 +112,7 @@ class Pipeline:
         ledger = Ledger.of(store)  # takes over the replies that a killed run had paid for
         bar.cost = self._spent = lambda: ledger.spent.done.usd
         self._told = 0.0  # dollars that the stages so far have said
+        self._unanswered: Counter[str] = Counter()  # stage -> units that nobody answered for
         self.labellings = [Labelling(self, target, place) for place, target in enumerate(prepared.targets)]
 
     def collect(self, shard: Shard | None = None) -> Tally:
@@ -218,7 +220,13 @@ class Pipeline:
             self.store.publish()
         if tally.stopped is not None:
             raise tally.stopped
+        self._unanswered[tally.stage] += tally.failed["unreachable"]
         return tally
+
+    def check_whole(self) -> None:
+        """Raises UserError where work was left pending because no model answered."""
+        if left := ", ".join(f"{stage} {n:,}" for stage, n in self._unanswered.items() if n):
+            raise UserError(f"not whole: no model answered for what is left of {left}; run it again to go on")
 
 
 SPLITS_GRADED: tuple[Split, ...] = ("select", "score")

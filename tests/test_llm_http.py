@@ -243,6 +243,16 @@ def test_a_failure_that_passes_is_tried_again(opened: Opener, provider: str, kin
     assert [asked.kind for asked in server.log] == [kind, kind, "ok"]
 
 
+@pytest.mark.parametrize(("kind", "said"), [("500", 1), ("429", 0)])
+def test_a_server_in_trouble_is_told_of_once_and_one_with_limits_never(
+    opened: Opener, caplog: pytest.LogCaptureFixture, kind: str, said: int
+) -> None:
+    with Server(plan=lambda asked: kind if asked.number < 4 else "ok") as server:
+        found = answers(opened(), jobs(model(server, "openai"), 3))
+    assert {answer.status for answer in found.values()} == {"ok"}
+    assert sum("tried again" in record.message for record in caplog.records) == said
+
+
 ODD = {
     "half a character": (200, '{"choices": [{"message": {"content": "w\u00f6'.encode()[:-1]),
     "error inside": (200, b'{"error": {"code": "rate_limit_exceeded", "message": "slow down"}}'),

@@ -154,10 +154,23 @@ def test_a_server_that_dies_half_way_leaves_the_rest_pending(
     with Server(says=says, plan=lambda asked: "ok" if asked.number < 3 else "500") as server:
         options = asking(tiny, results, **served(server, "openai"), llm__tries=1)
         ended = autointerp("explain", *options)
-        assert ended.code == 0, ended
+        assert ended.code == 2, ended
         assert "explain: 3 ok, 3 unreachable" in ended.err
+        assert ended.err.rstrip().endswith("not whole: no model answered for what is left of explain 3; run it again to go on")
         server.plan = lambda asked: "ok"
-        assert "explain: 3 ok" in autointerp("explain", *options).err
+        ended = autointerp("explain", *options)
+        assert (ended.code, "explain: 3 ok" in ended.err) == (0, True)
+
+
+def test_a_run_without_an_answer_ends_with_its_report_and_says_that_it_is_not_whole(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path
+) -> None:
+    with Server(plan=lambda asked: "500") as server:
+        options = asking(tiny, results, **served(server, "openai"), llm__tries=1)
+        ended = autointerp("run", *options)
+    assert ended.code == 2, ended
+    assert "report.html" in ended.out
+    assert ended.err.rstrip().endswith("not whole: no model answered for what is left of explain 6; run it again to go on")
 
 
 # -- bad input ---------------------------------------------------------------------------------------------------------

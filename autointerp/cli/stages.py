@@ -53,6 +53,7 @@ def run(
     for reading in readings:
         reports.to_terminal(reading, Console(), limit=24)
     print("\n" + "\n".join(str(path) for path in files))
+    pipeline.check_whole()
 
 
 @app.command()
@@ -139,6 +140,7 @@ def _asking_stage(name: str, work: Callable[[Any], object], doc: str) -> None:
     ) -> None:
         with opened(config, with_budget(overrides, budget_usd, budget_tokens)) as pipeline:
             work(pipeline)
+        pipeline.check_whole()
 
     command.__doc__ = doc
     app.command(name)(command)

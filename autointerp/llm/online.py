@@ -66,6 +66,7 @@ class Online:
         self._pace = Pace(cfg.max_in_flight)
         self._without: set[str] = set()  # optional parts that the server does not know
         self._answered = False
+        self._told = False  # of its trouble
         self._lost = 0  # requests in a row without an answer after all tries
         self._halt = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], Sent] = {}
@@ -182,12 +183,18 @@ class Online:
                 self._pace.refused(ticket, None if _too_long(problem) else problem.retry_after)
             if problem.billed:
                 sent.lost = sent.lost.plus(sent.expected)
-            log.debug("%s: %s", sent.purpose, problem)
+            self._tell(problem)
             raise
         finally:
             self._pace.leave()
         self._pace.answered()
         return reply
+
+    def _tell(self, problem: Transient) -> None:
+        """Say once that a server is in trouble: waiting for it may take long. Limits are no trouble."""
+        if not (self._told or problem.busy or isinstance(problem, _Halted) or self.cfg.tries == 1):
+            self._told = True
+            log.warning("%s: %s; such requests are tried again", self.model, problem)
 
     async def _negotiated(self, sent: Sent) -> Reply:
         assert self._chat is not None
