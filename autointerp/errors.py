@@ -85,7 +85,14 @@ class ReplyError(AutointerpError):
 
 
 class Unreachable(AutointerpError):
-    """A model could not be reached after all retries; the job stays pending."""
+    """A model could not be reached after all retries; the job stays pending.
+
+    gone  it has not answered several requests in a row, or never: asking it about more would only take time
+    """
+
+    def __init__(self, message: str, gone: bool = False) -> None:
+        super().__init__(message)
+        self.gone = gone
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -102,6 +102,9 @@ class _Judging:
                     self.tally.stopped = problem
                     return
                 log.warning("%s", problem)
+                if problem.gone:
+                    self.undecided |= {labels[0].feature for labels in pending[start + CHUNK_FEATURES :]}
+                    return
 
     def _pending(self) -> list[list[Explanation]]:
         """The labels to judge by feature: of those that have a scoring set, features that lack a number."""

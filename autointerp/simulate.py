@@ -24,6 +24,7 @@ from autointerp.tally import Tally
 log = logging.getLogger(__name__)
 
 CHUNK_FEATURES = 16  # features that are drawn, and whose predictions are asked for, at a time
+PAID_CHUNK_FEATURES = 64  # ... of a simulator that asks a model: between chunks a server would wait for us
 
 
 def run(grading: Grading, split: Split) -> Tally:
@@ -44,8 +45,9 @@ def run(grading: Grading, split: Split) -> Tally:
         return tally
     grading.read_all(split, [feature for feature, _ in pending])
     grading.bar.start(f"simulate {split}", total=len(pending), unit="features")
-    for start in range(0, len(pending), CHUNK_FEATURES):
-        chunk = pending[start : start + CHUNK_FEATURES]
+    size = PAID_CHUNK_FEATURES if grading.settings.simulator.paid and split == "score" else CHUNK_FEATURES
+    for start in range(0, len(pending), size):
+        chunk = pending[start : start + size]
         grading.claim([grading.key(e) for _, group in chunk for e in group if e.explanation_id not in drawn], split)
         units = [_Unit(*_draw(grading, feature, group, split, drawn), group, done) for feature, group in chunk]
         try:
@@ -63,6 +65,8 @@ def run(grading: Grading, split: Split) -> Tally:
                 tally.stopped = problem
                 break
             log.warning("%s", problem)
+            if problem.gone:
+                break
     tally.note = grading.note(split)
     tally.seconds = time.perf_counter() - started
     return tally

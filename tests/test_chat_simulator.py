@@ -326,6 +326,20 @@ def test_a_model_that_is_not_there_leaves_its_features_pending(served: Served, b
     assert max(server.whole().values()) == 1 and server.whole().total() > paid.total() > 0
 
 
+def test_a_server_that_is_gone_is_not_asked_about_the_rest(
+    served: Served, bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(simulate, "PAID_CHUNK_FEATURES", 1)
+    found, server = served({f: [bench.words[f]] for f in range(6)}, plan=lambda asked: "500", llm__tries=2, llm__max_in_flight=1)
+    through_select(found)
+    tally = simulate.run(found.grading, "score")
+    assert tally.ok == 0 and set(tally.failed) == {"unreachable"}
+    assert 3 * 2 <= len(server.log) <= 3 * 2 + 1, "three requests, twice each, and one under way"
+    server.plan = lambda asked: "ok"
+    assert simulate.run(found.grading, "score").failed.total() == 0
+    assert found.store.query("SELECT count(DISTINCT explanation_id) FROM simulation WHERE split = 'score'")[1] == [(6,)]
+
+
 def test_a_spent_budget_ends_the_stage_and_keeps_what_was_paid(served: Served, bench: MakeBench) -> None:
     found, server = served({f: [bench.words[f]] for f in (0, 1, 2)}, llm__budget_tokens=2500, llm__max_in_flight=1)
     through_select(found)

@@ -263,6 +263,17 @@ def test_a_judge_that_is_not_there_leaves_its_features_pending(served: Served, b
     assert set(values(found)) == {w[0], w[1]} and max(server.whole().values()) == 1
 
 
+def test_a_judge_who_is_gone_is_not_asked_about_the_rest(
+    served: Served, bench: MakeBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(judge, "CHUNK_FEATURES", 1)
+    found, server = served({f: [bench.words[f]] for f in range(4)}, plan=lambda asked: "500", llm__tries=2, llm__max_in_flight=1)
+    tally = judged(found)
+    assert tally.ok == 0 and set(tally.failed) == {"unreachable"}
+    # Three requests, twice each, one that was under way; then one of the other kind of judge, to see whether it is back.
+    assert 3 * 2 + 2 <= len(server.log) <= 3 * 2 + 1 + 2 + 1
+
+
 def test_a_spent_budget_stops_and_what_was_paid_is_not_paid_again(served: Served, bench: MakeBench) -> None:
     labels = {f: [bench.words[f]] for f in (0, 1, 2)}
     found, server = served(labels, llm__budget_tokens=9000, llm__max_in_flight=1)

@@ -321,7 +321,8 @@ class _Asking(Generic[T]):
         if self.stop is not None:
             raise self.stop
         if self.lost:
-            raise Unreachable(f"{self.lost[0]}; without an answer: {self.left:,}; run again to go on")
+            gone = any(lost.gone for lost in self.lost)
+            raise Unreachable(f"{self.lost[0]}; without an answer: {self.left:,}; run again to go on", gone)
 
 
 def _cost(call: Call, sent: Sent) -> Cost:

@@ -68,6 +68,7 @@ class Online:
         self._answered = False
         self._told = False  # of its trouble
         self._lost = 0  # requests in a row without an answer after all tries
+        self._gone = False  # it has been given up
         self._halt = asyncio.Event()
         self._tasks: dict[asyncio.Task[None], Sent] = {}
 
@@ -111,7 +112,7 @@ class Online:
 
     def _start_over(self) -> None:
         self._halt.clear()
-        self._lost = 0
+        self._gone = False  # but what was lost in a row counts on
 
     def _stop(self) -> None:
         self._halt.set()
@@ -122,8 +123,9 @@ class Online:
             outcome: Any = sent.record(await self._answer(sent))
             self._answered, self._lost = True, 0
         except Transient as problem:
-            outcome = Unreachable(f"{self.model}: {problem} ({sent.tries} {'try' if sent.tries == 1 else 'tries'})")
             self._count_lost(problem)
+            tries = f"{sent.tries} {'try' if sent.tries == 1 else 'tries'}"
+            outcome = Unreachable(f"{self.model}: {problem} ({tries})", gone=self._gone)
         except asyncio.CancelledError:
             outcome = Unreachable(f"{self.model}: dropped")
         except Exception as problem:  # for the thread that asked: bugs keep their traceback
@@ -136,6 +138,7 @@ class Online:
             return
         self._lost += 1
         if self._lost >= LOST_IN_A_ROW or (problem.absent and not self._answered):
+            self._gone = True
             self._stop()
 
     async def _answer(self, sent: Sent) -> Reply:
