@@ -1,14 +1,16 @@
 """The door to a language model: what was asked once is never asked again, and every call is in the ledger."""
 
+import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autointerp import config
-from autointerp.errors import ReplyError
+from autointerp.errors import ReplyError, StoreError
 from autointerp.llm import Answer, Door, Job, Model, Reply, Request
-from autointerp.llm.ledger import journal_path
+from autointerp.llm.ledger import Ledger, journal_path
 from autointerp.store import Store
 
 
@@ -258,3 +260,27 @@ def test_answers_may_be_taken_within_a_transaction_and_calls_survive_its_end(ech
         assert ask(door, request("a")) == ["reply 0"]
     with Store.create(path) as store:
         assert store.query("SELECT count(*) FROM call")[1] == [(1,)]
+
+
+def test_half_a_line_that_a_full_disk_left_does_not_spoil_the_next(echo: Echo, tmp_path: Path) -> None:
+    path = tmp_path / "run.duckdb"
+    with Store.create(path) as store:
+        door = door_on(store)
+        rows = []
+        for i in range(3):
+            answers = door.ask([Job(request(str(i)), "test", str)])
+            next(answers)
+            answers.close()
+            rows += door.ledger.find([request(str(i)).call_id]).values()
+        ledger = Ledger.of(store)
+        ledger.add(rows[0])
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (journal_path(path).stat().st_size + 40, hard))
+        try:
+            with pytest.raises(StoreError, match="disk is full"):
+                ledger.add(rows[1])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        ledger.add(rows[2])
+        left = journal_path(path).read_bytes()
+    assert [json.loads(line)["call_id"] for line in left.splitlines()] == [rows[0].call_id, rows[2].call_id]

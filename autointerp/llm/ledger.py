@@ -87,9 +87,7 @@ class Ledger:
         """A journal of what arrived meanwhile; none where nothing did."""
         if self.path is None:
             return
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
+        self._close()
         if not self._rows:
             self.path.unlink(missing_ok=True)
             return
@@ -97,8 +95,16 @@ class Ledger:
         try:
             self._write(self._rows.values())
             self.path.replace(fresh)
+        except StoreError:  # the old journal stands, and takes what comes
+            self._close()
+            raise
         finally:
             self.path = fresh
+
+    def _close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
 
     def _write(self, rows: Iterable[Call]) -> None:
         assert self.path is not None
@@ -110,6 +116,7 @@ class Ledger:
         except OSError as problem:
             raise StoreError(f"{self.path} cannot be written: {problem.strerror}; make room, and run again") from None
         if written < len(line):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)  # half a line would spoil the next
             raise StoreError(f"{self.path} cannot be written: the disk is full; make room, and run again")
 
 
