@@ -281,6 +281,21 @@ def test_a_reply_of_another_form_is_no_such_api(opened: Opener, body: bytes) -> 
         answers(opened(), jobs(model(server, "openai"), 3))
 
 
+@pytest.mark.parametrize(
+    ("provider", "more", "hint"),
+    [("openai", "", "check base_url, which for openai mostly ends in /v1"), ("openai", "/v1", "check base_url"),
+     ("anthropic", "/v1", "check base_url, which for anthropic ends before /v1"), ("anthropic", "", "check base_url")],
+)  # fmt: skip
+def test_an_address_without_its_end_or_with_another_providers_is_told_so(
+    opened: Opener, provider: str, more: str, hint: str
+) -> None:
+    with Server(plan=lambda asked: "no-path") as server:
+        who = Model(provider, "m", server.anthropic + more)
+        with pytest.raises(UserError, match="no such API there") as problem:
+            answers(opened(), jobs(who, 2))
+    assert str(problem.value).endswith(hint)
+
+
 def test_a_server_of_claudes_api_need_not_count(opened: Opener) -> None:
     body = b'{"type": "message", "role": "assistant", "model": "x", "content": [{"type": "text", "text": "hi"}]}'
     with Server(plays={"bare": (200, body)}, plan=lambda asked: "bare") as server:

@@ -70,8 +70,9 @@ def config_(
             title = f"[[{name}]]" if several else f"[{name}]"
             console.print(f"\n{title}", style="bold", highlight=False, markup=False)
             for key, field in type(section).model_fields.items():
-                value = json.dumps(getattr(section, key), default=str)
-                console.print(f"  [cyan]{key}[/cyan] = {value}", end="  ", highlight=False)
+                value = getattr(section, key)
+                shown = "is not set" if value is None else f"= {json.dumps(value, default=str)}"
+                console.print(f"  [cyan]{key}[/cyan] {shown}", end="  ", highlight=False)
                 console.print(field.description, style="dim", highlight=False, markup=False)
 
 

@@ -131,7 +131,15 @@ class Judge:
             return self._unwelcome(code, said, message)
         if code in {400, 422}:
             return self._refused(said, message, sent)
-        return UserError(f"{self.model}: no such API there (status {code}): {self._shown(message)}; check base_url")
+        said = self._shown(message)
+        return UserError(f"{self.model}: no such API there (status {code}): {said}; check base_url{self._hint()}")
+
+    def _hint(self) -> str:
+        """What is most often wrong with an address, where it is."""
+        versioned = (self.model.base_url or "").rstrip("/").endswith("/v1")
+        if self.model.base_url is None or versioned == (self.model.provider == "openai"):
+            return ""
+        return ", which for openai mostly ends in /v1" if not versioned else ", which for anthropic ends before /v1"
 
     def _unwelcome(self, code: int, said: str, message: str) -> Exception:
         """A key that is refused; with status 403 also a request that a filter before the model has refused."""
