@@ -190,6 +190,6 @@ def test_a_plan_of_prompts_that_a_server_reads(ten: str, tiny: dict[str, Path], 
 @pytest.mark.parametrize("method", [m for m in EXPLAINERS if m != "mined"])
 def test_a_reply_that_stands_in_is_understood(method: str) -> None:
     found, _ = explainers.named(method)
-    text = stand_in(json.loads(json.dumps(found.schema)), "an excerpt", 3)
+    text = stand_in(json.loads(json.dumps(found.schema(3, 12))), "an excerpt", 3)
     candidates = found.read(text, Given(["an excerpt about money"]), 3, 12)
     assert all(candidate.label for candidate in candidates) and len(candidates) == (3 if found.one_reply else 1)

@@ -72,7 +72,8 @@ class LocalProvider:
         """
         started = time.perf_counter()
         n, limit, pad = len(requests), requests[0].max_new_tokens, self.tokenizer.pad_token_id
-        shared, held = self._shared(requests[0], prompts)
+        begins = self._alike(requests[0], prompts)
+        shared = min(begins)
         width = max(map(len, prompts))
         gaps = [[pad] * (width - len(ids)) for ids in prompts]
         rows = [ids[:shared] + gap + ids[shared:] for ids, gap in zip(prompts, gaps, strict=True)]
@@ -89,23 +90,22 @@ class LocalProvider:
         replies = []
         for row, (ids, new) in enumerate(zip(prompts, output[:, width:].tolist(), strict=True)):
             text = str(self.tokenizer.decode(new, skip_special_tokens=True))
-            cached = shared if held or row else 0
-            reply = Reply(text, self.name, len(ids), sum(token != pad for token in new), ms, cached)
+            n_new = sum(token != pad for token in new)
+            reply = Reply(text, self.name, len(ids), n_new, ms, cached_tokens=begins[row])
             ended = not self.ends or bool(set(new) & set(self.ends))
             replies.append(reply if ended else replace(reply, status="unparsed", reason=CUT_OFF))
         return replies
 
-    def _shared(self, request: Request, prompts: Sequence[list[int]]) -> tuple[int, bool]:
-        """How many tokens these prompts begin with that others will begin with too, and whether they have been run.
+    def _alike(self, request: Request, prompts: Sequence[list[int]]) -> list[int]:
+        """How many tokens each of these prompts begins with that the others, and others like them, begin with too.
 
         At most all but one of each: what follows the last token of a prompt is what is asked.
         """
         if not self.prefixes.n_layers:
-            return 0, False
+            return [0] * len(prompts)
         silent = tuple((role, "") for role, _ in request.messages[request.n_stable :])
         bare = self._ids(replace(request, messages=(*request.messages[: request.n_stable], *silent)))
-        shared = min(min(common(ids, bare), len(ids) - 1) for ids in prompts)
-        return shared, self.prefixes.held(alike(request), prompts[0][:shared]) == shared
+        return [min(common(ids, bare), len(ids) - 1) for ids in prompts]
 
     def _ids(self, request: Request) -> list[int]:
         """The prompt's tokens."""
