@@ -19,7 +19,7 @@ from autointerp import attribute, causal, prompts, steer, targets
 from autointerp.causal import Row, causal_id, labelled, texts
 from autointerp.config import Settings, fingerprint, model_of
 from autointerp.errors import BudgetSpent, ReplyError, Unreachable
-from autointerp.explainers.fence import line, neutral
+from autointerp.fence import line, neutral
 from autointerp.intervene import Edit, intervening
 from autointerp.llm import Answer, Door, Job, Request
 from autointerp.llm.structured import decoded, integer

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp import prompts
-from autointerp.explainers.fence import line
 from autointerp.explainers.shown import listed
+from autointerp.fence import line
 from autointerp.lexicon import Lexicon
 
 PROMPT = "explain-output"

@@ -10,7 +10,7 @@ import pytest
 
 from autointerp import config, prompts, score, simulate
 from autointerp.errors import BudgetSpent, ReplyError
-from autointerp.explainers.fence import neutral
+from autointerp.fence import neutral
 from autointerp.llm import Door
 from autointerp.simulators import AskingSimulator
 from autointerp.simulators.chat import ChatSimulator, understood

@@ -12,9 +12,9 @@ import pytest
 from autointerp import config, rules
 from autointerp.errors import BudgetSpent, ReplyError, Unreachable
 from autointerp.explainers import Given
-from autointerp.explainers.fence import neutral
 from autointerp.explainers.shown import around, firing, marked
 from autointerp.explainers.structured import METHOD as STRUCTURED
+from autointerp.fence import neutral
 from autointerp.llm import Answer, Job
 from autointerp.pipeline import Pipeline, prepare
 from autointerp.rows import Explanation

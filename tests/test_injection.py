@@ -11,9 +11,9 @@ import pytest
 from autointerp import config, prompts, rules
 from autointerp.evidence import ExplainEvidence, Texts
 from autointerp.explainers import METHODS, Given, Shown, messages
-from autointerp.explainers.fence import line, neutral, restored
 from autointerp.explainers.replies import clean_label
 from autointerp.explainers.revise import Errors
+from autointerp.fence import line, neutral, restored
 from autointerp.llm import Job, Model, Request
 from autointerp.pipeline import Pipeline, prepare
 from autointerp.store import Store

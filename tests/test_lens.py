@@ -15,8 +15,8 @@ from autointerp.cli.options import app
 from autointerp.config import Settings, SubjectSection
 from autointerp.dictionary import Dictionary
 from autointerp.errors import DictionaryError
-from autointerp.explainers.fence import line
 from autointerp.explainers.shown import visible
+from autointerp.fence import line
 from autointerp.lens import Lens, final_norm, gain_of
 from autointerp.pipeline import Pipeline, prepare
 from autointerp.store import Store

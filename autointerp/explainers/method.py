@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from autointerp import prompts
-from autointerp.explainers.fence import line
 from autointerp.explainers.replies import Candidate, Given, labels, labels_schema
 from autointerp.explainers.shown import Shown, visible
+from autointerp.fence import line
 
 LENS_PART = "part-lens"  # prompt file of the tokens that a feature makes likelier
 

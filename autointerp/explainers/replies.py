@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autointerp.errors import ReplyError
-from autointerp.explainers.fence import restored
+from autointerp.fence import restored
 from autointerp.llm.structured import answer, json_in, unfenced
 
 WORD_CHARS = 16  # of a word in a label, on average at most

@@ -11,9 +11,9 @@ import numpy as np
 
 from autointerp.evidence import Texts
 from autointerp.explainers import marks
-from autointerp.explainers.fence import line
 from autointerp.explainers.method import Evidence, Method
 from autointerp.explainers.shown import Shown, firing, listed, marked
+from autointerp.fence import line
 from autointerp.rows import Explanation, Run
 from autointerp.store import Sparse, Store
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from autointerp.draws import OWN_TOKENS
 from autointerp.evidence import ExplainEvidence
-from autointerp.explainers.fence import neutral
+from autointerp.fence import neutral
 from autointerp.keep import mix, salted
 from autointerp.store import Excerpts, Store
 from autointerp.text import Word, words

@@ -11,9 +11,9 @@ from typing import Any
 from autointerp import rules
 from autointerp.errors import ReplyError
 from autointerp.explainers import marks
-from autointerp.explainers.fence import restored
 from autointerp.explainers.method import Method
 from autointerp.explainers.replies import Candidate, Given, clean_label
+from autointerp.fence import restored
 from autointerp.llm.structured import answer, json_in
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autointerp.evidence import Texts
-from autointerp.explainers.fence import neutral
+from autointerp.fence import neutral
 from autointerp.judges import Item
 from autointerp.keep import mix, salted
 from autointerp.rows import Draw, Stratum

@@ -11,8 +11,8 @@ from collections.abc import Sequence, Set
 import numpy as np
 
 from autointerp.evidence import Texts
-from autointerp.explainers.fence import neutral
 from autointerp.explainers.shown import MARK_SHARE, whole
+from autointerp.fence import neutral
 from autointerp.judges import Item
 from autointerp.judges.detection import shuffled
 from autointerp.keep import mix, salted

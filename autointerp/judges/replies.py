@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from autointerp import prompts
 from autointerp.config import JudgeSection, model_of
 from autointerp.errors import ReplyError
-from autointerp.explainers.fence import line
+from autointerp.fence import line
 from autointerp.judges import Item
 from autointerp.llm import Answer, Door, Job, Request, halves
 from autointerp.llm.structured import by_number, integers, numbered

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from autointerp import prompts
 from autointerp.config import SimulatorSection
 from autointerp.errors import ReplyError
-from autointerp.explainers.fence import line, neutral, restored
+from autointerp.fence import line, neutral, restored
 from autointerp.llm import Door, Job, Request, halves
 from autointerp.llm.structured import by_number, numbered
 from autointerp.simulators import Lost, Predicted

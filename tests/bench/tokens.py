@@ -21,7 +21,7 @@ from rich.table import Table
 
 from autointerp import config
 from autointerp.config import EXPLAINERS, Settings
-from autointerp.explainers.fence import neutral
+from autointerp.fence import neutral
 from autointerp.grading import Grading
 from autointerp.pipeline import Pipeline, prepare
 from autointerp.rehearsal import stand_in
