@@ -18,7 +18,7 @@ PEERS := eai-delphi==0.1.3 automated-interpretability==0.0.24
 demo: $(VENV)/ready
 	$(BIN)/autointerp run
 
-# A worker per core; torch then takes one thread each.
+# A worker more than there are cores (tests/conftest.py); torch then takes one thread each.
 test: $(VENV)/ready-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope
 

@@ -15,6 +15,13 @@ from autointerp.config import Settings
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub fails at once instead of waiting
 
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Workers of `-n auto`: one more than there are cores, for a fifth of the tests' time is waiting (for servers that
+    hang, processes that start, kills)."""
+    return (os.cpu_count() or 1) + 1
+
+
 NAMES = ["Ada", "Bela", "Cleo", "Dora", "Emil", "Fritz", "Gita", "Hugo", "Iris", "Jonas"]
 PLACES = ["river", "mountain", "harbour", "village", "castle", "forest", "market", "bridge"]
 VERBS = ["walked", "drove", "sailed", "wandered", "hurried", "climbed", "returned", "looked"]
