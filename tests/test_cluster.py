@@ -223,11 +223,12 @@ def test_an_error_of_the_user_comes_out_of_a_worker_as_the_same_line(
             cli.main()
         out, err = capfd.readouterr()
         assert (ending.value.code, out) == (2, "")
-        said.append(err)
+        # On a slow machine the stage may have said how far it is.
+        said.append([line for line in err.splitlines() if not line.startswith("collect: ")])
         assert not [path for path in (tmp_path / engine).rglob("*") if path.is_file()]
     assert said[0] == said[1]
-    assert len(said[0].splitlines()) == 1
-    assert "z.txt is not UTF-8" in said[0]
+    assert len(said[0]) == 1
+    assert "z.txt is not UTF-8" in said[0][0]
 
 
 def test_paths_are_those_of_the_directory_in_which_the_command_is_given(
