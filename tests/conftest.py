@@ -16,6 +16,7 @@ from autointerp.config import Settings
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the hub fails at once instead of waiting
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, where it is loaded
 def pytest_xdist_auto_num_workers() -> int:
     """Workers of `-n auto`: one more than there are cores, for a fifth of the tests' time is waiting (for servers that
     hang, processes that start, kills)."""
