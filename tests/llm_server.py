@@ -215,7 +215,7 @@ class Server:
         if kind == "short":  # fewer bytes than were promised
             await self._send(writer, 200, found[: len(found) // 2], length=len(found))
             return False
-        return await self._send(writer, status, found)
+        return await self._send(writer, status, found, "text/plain" if kind == "plain" else "application/json")
 
     async def _send(
         self, writer: asyncio.StreamWriter, status: int, body: bytes, kind: str = "application/json",

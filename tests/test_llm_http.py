@@ -273,12 +273,25 @@ def test_half_a_reply_and_an_error_within_one_are_tried_again(opened: Opener, ki
 
 @pytest.mark.parametrize("body", [
     b'{"choices": [{"text": "x"}]}', b'{"choices": [{"message": null}]}', b'{"choices": {"a": 1}}',
-    b'{"error": "Unexpected endpoint or method. (POST /chat/completions)"}',
+    b'{"error": "Unexpected endpoint or method. (POST /chat/completions)"}', b"[]", b"null", b'"hello"', b"7",
 ])  # fmt: skip
-def test_a_reply_of_another_form_is_no_such_api(opened: Opener, body: bytes) -> None:
+@BOTH
+def test_a_reply_of_another_form_is_no_such_api(opened: Opener, provider: str, body: bytes) -> None:
     said = pytest.raises(UserError, match=r"no such API there \(.*check base_url")
     with Server(plays={"odd": (200, body)}, plan=lambda asked: "odd") as server, said:
-        answers(opened(), jobs(model(server, "openai"), 3))
+        answers(opened(), jobs(model(server, provider), 3))
+
+
+def test_content_in_parts_is_one_text(opened: Opener) -> None:
+    parts = [{"type": "text", "text": "label"}, {"type": "image_url"}, {"type": "text", "text": " n0"}]
+    body = json.dumps({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}).encode()
+    with Server(plays={"parts": (200, body)}, plan=lambda asked: "parts") as server:
+        assert answers(opened(), jobs(model(server, "openai"), 1))[0].value == "label n0"
+
+
+def test_json_that_is_called_text_is_read(opened: Opener) -> None:
+    with Server(plan=lambda asked: "plain") as server:
+        assert answers(opened(), jobs(model(server, "openai"), 1))[0].value == "label n0"
 
 
 @pytest.mark.parametrize(

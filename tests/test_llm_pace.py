@@ -1,11 +1,14 @@
 """How many requests are in flight: doubled until the first refusal, halved once a round, grown by one a round."""
 
 import asyncio
+import contextlib
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
+from autointerp.llm.online import PER_CLIENT, Clients
 from autointerp.llm.pace import START, Pace
 from autointerp.llm.trouble import retry_after
 
@@ -113,3 +116,44 @@ def test_how_long_a_provider_asks_to_wait(headers: dict[str, str], seconds: floa
 
 def test_a_date_to_come_is_so_many_seconds_from_now() -> None:
     assert (retry_after({"retry-after": "Wed, 21 Oct 2099 07:28:00 GMT"}) or 0) > 1e9
+
+
+class Idle:
+    """A client that does nothing."""
+
+    judge: Any = None
+    closed = False
+
+    async def reply(self, sent: Any, without: set[str]) -> Any: ...
+
+    def parts(self, sent: Any) -> set[str]:
+        return set()
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+def test_a_client_takes_few_requests_at_a_time_and_few_requests_keep_to_one() -> None:
+    async def work() -> None:
+        made: list[Idle] = []
+
+        def opened() -> Idle:
+            made.append(Idle())
+            return made[-1]
+
+        clients = Clients(opened)
+        with contextlib.ExitStack() as stack:
+            lent = [stack.enter_context(clients.lent()) for _ in range(2 * PER_CLIENT + 1)]
+        assert len(made) == 3
+        assert max(Counter(id(chat) for chat in lent).values()) == PER_CLIENT
+        for _ in range(2):  # all are free again
+            with clients.lent() as chat:
+                assert chat is made[0]
+        with contextlib.suppress(ValueError), clients.lent():
+            raise ValueError  # a request that failed gives its place back, too
+        with contextlib.ExitStack() as stack:
+            assert {id(stack.enter_context(clients.lent())) for _ in range(PER_CLIENT)} == {id(made[0])}
+        await clients.close()
+        assert all(client.closed for client in made)
+
+    run(work)

@@ -6,6 +6,7 @@ from typing import Any
 
 from autointerp.errors import UserError
 from autointerp.llm import structured
+from autointerp.llm.raw import field, post
 from autointerp.llm.request import Model, Reply, Request
 from autointerp.llm.sent import Sent
 from autointerp.llm.trouble import KEY_VARIABLE, Judge
@@ -39,7 +40,6 @@ class AnthropicChat:
         self.client = anthropic.AsyncAnthropic(
             api_key=key or "none", base_url=model.base_url or HOME, max_retries=0, timeout=None
         )
-        self.chats = self.client.messages  # the SDK imports it at its first use: not in the time of the first attempts
 
     def parts(self, sent: Sent) -> set[str]:
         """The optional parts of this request."""
@@ -49,7 +49,9 @@ class AnthropicChat:
         """The reply to one request."""
         request, parts = sent.request, self.parts(sent) - without
         system, messages = _cached(request)
-        body: dict[str, Any] = {"messages": messages}  # past the SDK's conversion of typed dicts, as with openai
+        body: dict[str, Any] = {
+            "model": self.model.name, "max_tokens": request.max_new_tokens, "messages": messages
+        }  # fmt: skip
         if system:
             body["system"] = system
         if "temperature" in parts:
@@ -58,24 +60,23 @@ class AnthropicChat:
             body["thinking"] = {"type": "disabled"}
         if "schema" in parts:
             body["output_config"] = {"format": {"type": "json_schema", "schema": structured.plain(request.schema)}}
-        found = await self.chats.create(
-            model=self.model.name, max_tokens=request.max_new_tokens, messages=[], extra_body=body
-        )
-        return self._read(found)
+        return self._read(await post(self.client, "/v1/messages", body))
 
     def _read(self, found: Any) -> Reply:
-        content = getattr(found, "content", None)
+        content, usage = field(found, "content"), field(found, "usage")
         if not isinstance(content, list):
             raise UserError(f"{self.model}: no such API there (a reply without content); check base_url")
-        text = "".join(block.text for block in content if block.type == "text")
-        status, reason = ENDINGS.get(found.stop_reason, OK)
-        reply = Reply(text, found.model or self.model.name, None, None, 0.0, None, status=status, reason=reason)
-        if (usage := found.usage) is None:  # other servers that speak this API may not count
+        text = "".join(field(block, "text") or "" for block in content if field(block, "type") == "text")
+        status, reason = ENDINGS.get(field(found, "stop_reason"), OK)
+        reply = Reply(
+            text, field(found, "model") or self.model.name, None, None, 0.0, None, status=status, reason=reason
+        )
+        if usage is None:  # other servers that speak this API may not count
             return reply
-        read, written = usage.cache_read_input_tokens or 0, usage.cache_creation_input_tokens or 0
+        read, written = field(usage, "cache_read_input_tokens") or 0, field(usage, "cache_creation_input_tokens") or 0
         return replace(
-            reply, input_tokens=usage.input_tokens + read + written, cached_tokens=read, written_tokens=written,
-            output_tokens=usage.output_tokens,
+            reply, input_tokens=(field(usage, "input_tokens") or 0) + read + written, cached_tokens=read,
+            written_tokens=written, output_tokens=field(usage, "output_tokens"),
         )  # fmt: skip
 
     async def close(self) -> None:

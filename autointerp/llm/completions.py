@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autointerp.errors import UserError
+from autointerp.llm.raw import field
 from autointerp.llm.request import Model, Reading, Reply
 
 UNFIT = re.compile(r"logprobs|/completions|no such API")  # in what a server says that cannot be asked for this
@@ -58,8 +59,8 @@ def unfit(model: Model, top: int, said: str) -> UserError:
 
 def reply(model: Model, reading: Reading, found: Any) -> Reply:
     """What came back, cut down to what was asked. Raises UserError where the server has not said it."""
-    choices = sorted(getattr(found, "choices", None) or (), key=lambda choice: int(choice.index))
     try:
+        choices = sorted(found["choices"], key=lambda choice: int(choice["index"]))
         places = _in_prompt(reading, choices) if reading.endings is None else _after_prompts(reading, choices)
     except (TypeError, ValueError, LookupError, AttributeError):
         raise unfit(model, reading.top, "a reply without them") from None
@@ -68,18 +69,17 @@ def reply(model: Model, reading: Reading, found: Any) -> Reply:
         "floors": [place.floor for place in places],
         "texts": {token: text for place in places for token, text in place.texts.items() if token in reading.wanted},
     })  # fmt: skip
-    usage = found.usage
-    details = None if usage is None else usage.prompt_tokens_details
+    usage = field(found, "usage")
     return Reply(
-        text=text, model=found.model or model.name, ms=0.0, input_tokens=None if usage is None else usage.prompt_tokens,
-        cached_tokens=None if usage is None else getattr(details, "cached_tokens", None) or 0,
-        output_tokens=None if usage is None else usage.completion_tokens,
+        text=text, model=field(found, "model") or model.name, ms=0.0, input_tokens=field(usage, "prompt_tokens"),
+        cached_tokens=None if usage is None else field(field(usage, "prompt_tokens_details"), "cached_tokens") or 0,
+        output_tokens=field(usage, "completion_tokens"),
     )  # fmt: skip
 
 
 def _in_prompt(reading: Reading, choices: Sequence[Any]) -> list[Place]:
     (choice,) = choices
-    said = choice.prompt_logprobs
+    said = choice["prompt_logprobs"]
     if len(said) != len(reading.ids):
         raise ValueError("another prompt")
     return [_place(said[place], reading.ids[place]) for place in reading.places]
@@ -100,7 +100,7 @@ def _after_prompts(reading: Reading, choices: Sequence[Any]) -> list[Place]:
         raise ValueError("fewer prompts")
     places = []
     for choice in choices:
-        said = choice.logprobs.top_logprobs[0]
+        said = choice["logprobs"]["top_logprobs"][0]
         found = {int(token.removeprefix(ID)): float(value) for token, value in said.items() if token.startswith(ID)}
         if not found:
             raise ValueError("tokens without their ids")

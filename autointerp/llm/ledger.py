@@ -12,7 +12,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from typing import Any, ClassVar
@@ -108,7 +108,7 @@ class Ledger:
 
     def _write(self, rows: Iterable[Call]) -> None:
         assert self.path is not None
-        line = "".join(json.dumps(asdict(row), default=str, ensure_ascii=False) + "\n" for row in rows).encode()
+        line = "".join(json.dumps(_columns(row), default=str, ensure_ascii=False) + "\n" for row in rows).encode()
         try:
             if self._file is None:
                 self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
@@ -118,6 +118,11 @@ class Ledger:
         if written < len(line):
             os.ftruncate(self._file, os.fstat(self._file).st_size - written)  # half a line would spoil the next
             raise StoreError(f"{self.path} cannot be written: the disk is full; make room, and run again")
+
+
+def _columns(row: Call) -> dict[str, Any]:
+    """What `asdict` gives, without its copies: values are plain."""
+    return {column.name: getattr(row, column.name) for column in fields(row)}
 
 
 def journal_path(database: Path) -> Path:

@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ log = logging.getLogger(__name__)
 LONGEST_WAIT_S = 60.0
 LONGEST_RETRY_AFTER_S = 600.0  # a provider that asks for more is not waited for
 TRIES_OF_NOBODY = 4  # where nothing has ever answered at the address
+PER_CLIENT = 8  # requests in flight
 LOST_IN_A_ROW = 3  # requests without an answer after all tries, before the server is given up
 
 _backoff = wait_random_exponential(multiplier=0.5, max=LONGEST_WAIT_S)
@@ -61,8 +62,7 @@ class Online:
 
     def __init__(self, open_chat: Callable[[], Chat], model: Model, cfg: LlmSection) -> None:
         self.model, self.cfg = model, cfg
-        self._open = open_chat
-        self._chat: Chat | None = None
+        self._clients = Clients(open_chat)
         self._pace = Pace(cfg.max_in_flight)
         self._without: set[str] = set()  # optional parts that the server does not know
         self._answered = False
@@ -95,8 +95,7 @@ class Online:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._chat is not None:
-            asyncio.run_coroutine_threadsafe(self._chat.close(), _loop())
+        asyncio.run_coroutine_threadsafe(self._clients.close(), _loop())
 
     # -- in the loop's thread ----------------------------------------------------------------------------------------
 
@@ -178,9 +177,8 @@ class Online:
             if self._halt.is_set():
                 raise _Halted("stopped")
             sent.tries += 1
-            if self._chat is None:
-                self._chat = self._open()
-            reply = await self._negotiated(sent)
+            with self._clients.lent() as chat:
+                reply = await self._negotiated(chat, sent)
         except Transient as problem:
             if problem.busy:
                 self._pace.refused(ticket, None if _too_long(problem) else problem.retry_after)
@@ -199,14 +197,13 @@ class Online:
             self._told = True
             log.warning("%s: %s; such requests are tried again", self.model, problem)
 
-    async def _negotiated(self, sent: Sent) -> Reply:
-        assert self._chat is not None
+    async def _negotiated(self, chat: Chat, sent: Sent) -> Reply:
         dropped: set[str] = set()  # for this request; what was left out in vain is not left out of others
         while True:
             without = self._without | dropped
             try:
                 async with asyncio.timeout(self.cfg.timeout_s):
-                    reply = await self._chat.reply(sent, without)
+                    reply = await chat.reply(sent, without)
                 self._without |= dropped
                 return reply
             except (Transient, NoReply, UserError):
@@ -214,7 +211,7 @@ class Online:
             except (json.JSONDecodeError, UnicodeDecodeError):  # the end may be within a character
                 raise Transient("a reply that was cut short", billed=True) from None
             except Exception as error:
-                problem = self._chat.judge.read(error, self._chat.parts(sent) - without)
+                problem = chat.judge.read(error, chat.parts(sent) - without)
             if isinstance(problem, Unsupported):
                 dropped |= problem.parts
                 continue
@@ -224,6 +221,33 @@ class Online:
                 log.warning("%s: %s refuses the request: %s", sent.purpose, self.model, problem)
                 raise NoReply("failed", "bad_request")
             raise problem
+
+
+class Clients:
+    """As many clients of one server as the requests in flight want.
+
+    A client's pool goes over all of its connections, and asks the system about the idle ones, whenever a request comes
+    or ends: with 64 in one pool that is a quarter of what a request costs. Few in flight keep to few clients.
+    """
+
+    def __init__(self, open_chat: Callable[[], Chat]) -> None:
+        self._open = open_chat
+        self._busy: dict[Chat, int] = {}  # requests in flight
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[Chat]:
+        """A client for one request."""
+        chat = next((chat for chat, busy in self._busy.items() if busy < PER_CLIENT), None) or self._open()
+        self._busy[chat] = self._busy.get(chat, 0) + 1
+        try:
+            yield chat
+        finally:
+            self._busy[chat] -= 1
+
+    async def close(self) -> None:
+        """Close their connections."""
+        for chat in self._busy:
+            await chat.close()
 
 
 class _Halted(Transient):

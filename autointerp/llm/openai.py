@@ -8,6 +8,7 @@ from typing import Any
 
 from autointerp.errors import UserError
 from autointerp.llm import completions, structured
+from autointerp.llm.raw import field, post
 from autointerp.llm.request import Model, Reading, Reply
 from autointerp.llm.sent import Sent
 from autointerp.llm.trouble import KEY_VARIABLE, BadRequest, Judge, Transient
@@ -44,8 +45,6 @@ class OpenAIChat:
         )
         # Servers of one's own that take either name know max_tokens, and some ignore the other.
         self.limits = LIMITS if model.base_url is None else LIMITS[::-1]
-        # The SDK imports a resource at its first use: now, not in the time that the first attempts may take.
-        self.chats, self.prompts = self.client.chat.completions, self.client.completions
 
     def parts(self, sent: Sent) -> set[str]:
         """The optional parts of this request."""
@@ -60,8 +59,8 @@ class OpenAIChat:
         if request.reading is not None:
             return await self._heard(request.reading, parts)
         limit = self.limits[0] if self.limits[0] in parts else self.limits[1]
-        # Messages go past the SDK's conversion of typed dicts, which takes more time than the rest of a call.
         body: dict[str, Any] = {
+            "model": self.model.name,
             "messages": [{"role": role, "content": content} for role, content in request.messages],
             limit: request.max_new_tokens,
         }
@@ -72,40 +71,37 @@ class OpenAIChat:
         if "schema" in parts:
             form = {"name": "reply", "schema": structured.plain(request.schema), "strict": True}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        found = await self.chats.create(model=self.model.name, messages=[], extra_body=body)
-        return self._read(found, parts)
+        return self._read(await post(self.client, "/chat/completions", body), parts)
 
     def _read(self, found: Any, parts: set[str]) -> Reply:
-        choices = getattr(found, "choices", None)
+        choices = field(found, "choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
-        error = getattr(found, "error", None) or getattr(choice, "error", None)
+        error = field(found, "error") or field(choice, "error")
         if isinstance(error, dict):  # OpenRouter reports trouble further on with status 200
             code = str(error.get("code"))
             raise self.judge.status(int(code) if code.isdecimal() else 502, str(error.get("message", "")), {}, parts)
-        message, usage = getattr(choice, "message", None), found.usage if choice is not None else None
-        if choice is None or message is None:
+        message, usage = field(choice, "message"), field(found, "usage")
+        if message is None:
             why = f"it says {error[:200]!r}" if isinstance(error, str) else "a reply without choices"
             raise UserError(f"{self.model}: no such API there ({why}); check base_url")
-        if choice.finish_reason == "error":
+        finish = field(choice, "finish_reason")
+        if finish == "error":
             raise Transient("a reply that broke off", billed=True)
-        status, reason = _ending(choice.finish_reason, message)
-        cached = written = None
-        if usage is not None:
-            details = usage.prompt_tokens_details
-            cached = getattr(details, "cached_tokens", None) or 0
-            written = getattr(details, "cache_write_tokens", None)
+        status, reason = _ending(finish, message)
+        details = field(usage, "prompt_tokens_details")
         return Reply(
-            text=message.content or message.refusal or "", model=found.model or self.model.name, ms=0.0,
-            input_tokens=None if usage is None else usage.prompt_tokens, cached_tokens=cached,
-            written_tokens=written or 0, output_tokens=None if usage is None else usage.completion_tokens,
+            text=_text(field(message, "content")) or field(message, "refusal") or "",
+            model=field(found, "model") or self.model.name, ms=0.0, input_tokens=field(usage, "prompt_tokens"),
+            cached_tokens=None if usage is None else field(details, "cached_tokens") or 0,
+            written_tokens=field(details, "cache_write_tokens") or 0, output_tokens=field(usage, "completion_tokens"),
             status=status, reason=reason,
         )  # fmt: skip
 
     async def _heard(self, reading: Reading, parts: set[str]) -> Reply:
         """What a server that reads prompts says of one."""
-        body = completions.body(reading, parts)
+        body = {"model": self.model.name, **completions.body(reading, parts)}
         try:
-            found = await self.prompts.create(model=self.model.name, prompt="", extra_body=body)
+            found = await post(self.client, "/completions", body)
         except self.judge.sdk.APIStatusError as error:
             problem = self.judge.read(error, parts)
             if isinstance(problem, UserError | BadRequest) and completions.UNFIT.search(str(problem)):
@@ -118,11 +114,18 @@ class OpenAIChat:
         await self.client.close()
 
 
+def _text(content: Any) -> str | None:
+    """The text of a message: as it is, or from the parts in which some servers send it."""
+    if not isinstance(content, list):
+        return content
+    return "".join(field(part, "text") or "" for part in content)
+
+
 def _ending(finish: str | None, message: Any) -> tuple[Status, str | None]:
     """Status and reason of a reply by the way it ended."""
     if finish == "content_filter":
         return "refused", "content_filter"
-    if getattr(message, "refusal", None):
+    if field(message, "refusal"):
         return "refused", "refusal"
     if finish == "length":
         return "unparsed", "cut_off"

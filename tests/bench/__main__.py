@@ -80,6 +80,8 @@ def asking() -> list[Row]:
         rows.append(row(f"llm/throughput-{provider}", found.ratio, "of the ideal", at_least=0.90))
         rows.append(row(f"llm/throughput-{provider}/calls", found.per_second, "calls/s"))
         rows.append(row(f"llm/throughput-{provider}/cpu", found.cpu_ms, "ms CPU per call"))
+        alone = sorted(llm.alone(provider) for _ in range(3))[1]
+        rows.append(row(f"llm/cpu-{provider}", found.cpu_ms / alone, "x, of the SDK's in a bare loop", at_most=1.3))
         rows.append(row(f"llm/throughput-{provider}/ledger", found.again_ms, "ms per call, from the ledger"))
     return [*rows, row("llm/cpu-ms", max(cpu_ms), "ms CPU per call, the slower one", at_most=3.0)]
 

@@ -1,14 +1,16 @@
 """How fast the door asks: against a server on loopback that takes half a second and lets 64 requests in."""
 
+import asyncio
+import contextlib
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from autointerp import config
 from autointerp.llm import Door, Job, Model, Request
@@ -38,30 +40,77 @@ def throughput(provider: str) -> Asked:
     """
     for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
         os.environ.setdefault(variable, "none")
-    command = [sys.executable, "-m", "tests.llm_server", "0", str(LATENCY_S), str(LIMIT)]
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server,
+        _served(provider) as model,
         tempfile.TemporaryDirectory() as folder,
         Store.create(Path(folder) / "run.duckdb") as store,
     ):
+        door = Door(store, config.load(None, [f"llm.max_in_flight={LIMIT}"]))
+        _ask(door, _jobs(model, CALLS, CALLS + LIMIT))
+        before, started = _cpu_s(), time.perf_counter()
+        _ask(door, _jobs(model, 0, CALLS))
+        seconds, cpu_s = time.perf_counter() - started, _cpu_s() - before
+        started = time.perf_counter()
+        _ask(door, _jobs(model, 0, CALLS))
+        again = time.perf_counter() - started
+        door.close()
+    ideal = CALLS * LATENCY_S / LIMIT
+    return Asked(ideal / seconds, CALLS / seconds, 1000 * cpu_s / CALLS, 1000 * again / CALLS)
+
+
+def alone(provider: str) -> float:
+    """CPU milliseconds per call of the SDK in a bare loop: the same requests, no ledger, no retries."""
+    with _served(provider) as model:
+        return asyncio.run(_alone(model))
+
+
+async def _alone(model: Model) -> float:
+    places = asyncio.Semaphore(LIMIT)
+    async with _client(model) as client:
+
+        async def one(i: int) -> None:
+            async with places:
+                await _create(client, model, f"{i}\n{EXCERPTS}")
+
+        await asyncio.gather(*map(one, range(LIMIT)))
+        before = _cpu_s()
+        await asyncio.gather(*map(one, range(CALLS)))
+        return 1000 * (_cpu_s() - before) / CALLS
+
+
+def _client(model: Model) -> Any:
+    import anthropic
+    import openai
+
+    sdk = openai.AsyncOpenAI if model.provider == "openai" else anthropic.AsyncAnthropic
+    return sdk(api_key="none", base_url=model.base_url, max_retries=0, timeout=None)
+
+
+def _create(client: Any, model: Model, text: str) -> Coroutine[Any, Any, Any]:
+    messages = [{"role": role, "content": content} for role, content in (*SHARED, ("user", text))]
+    if model.provider == "openai":
+        return client.chat.completions.create(model=model.name, messages=messages, max_completion_tokens=32)
+    system = messages.pop(0)["content"]
+    return client.messages.create(model=model.name, system=system, messages=messages, max_tokens=32)
+
+
+@contextlib.contextmanager
+def _served(provider: str) -> Iterator[Model]:
+    """A model on a server in a process of its own."""
+    command = [sys.executable, "-m", "tests.llm_server", "0", str(LATENCY_S), str(LIMIT)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         try:
             assert server.stdout is not None
             base_url = f"http://127.0.0.1:{int(server.stdout.readline())}" + ("/v1" if provider == "openai" else "")
-            door = Door(store, config.load(None, [f"llm.max_in_flight={LIMIT}"]))
-            model = Model(provider, NAMES[provider], base_url)
-            _ask(door, _jobs(model, CALLS, CALLS + LIMIT))
-            before, started = resource.getrusage(resource.RUSAGE_SELF), time.perf_counter()
-            _ask(door, _jobs(model, 0, CALLS))
-            seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF)
-            cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-            started = time.perf_counter()
-            _ask(door, _jobs(model, 0, CALLS))
-            again = time.perf_counter() - started
-            door.close()
+            yield Model(provider, NAMES[provider], base_url)
         finally:
             server.kill()
-    ideal = CALLS * LATENCY_S / LIMIT
-    return Asked(ideal / seconds, CALLS / seconds, 1000 * cpu / CALLS, 1000 * again / CALLS)
+
+
+def _cpu_s() -> float:
+    """Of this process so far."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
 
 
 def _jobs(model: Model, first: int, last: int) -> Iterator[Job[str]]:
