@@ -16,8 +16,9 @@ from autointerp.pipeline import Pipeline, prepare
 from autointerp.report import Reading
 from autointerp.store import Store
 from autointerp.tally import Bar
-from tests.conftest import tiny_overrides, write_dictionary
+from tests.conftest import write_dictionary
 from tests.llm_server import Server
+from tests.test_pipeline import quick_overrides
 
 HOSTILE = [
     '</script><script>alert("x")</script>', '"><img src=x onerror=alert(1)>', "\x1b[31mred\x1b[0m", "zero\0byte",
@@ -29,7 +30,7 @@ REPLY = "words about walking </pre><script>alert(2)</script>"
 def small_run(tiny: dict[str, Path], results: Path) -> Iterator[tuple[Reading, Store]]:
     """A run over the tiny parts, open for writing."""
     # A dictionary sparse enough that features are silent on most passages, so that there are hard negatives.
-    settings = config.load(None, tiny_overrides(
+    settings = config.load(None, quick_overrides(
         tiny, results, dictionary__source=write_dictionary(results / "sae", width=512, k=2),
         features__select="random:4", explainer__candidates=2, score__nulls=2, score__select_passages=10,
         score__score_passages=20,
@@ -44,7 +45,7 @@ def hostile_run(tiny: dict[str, Path], results: Path) -> Path:
     sparse = write_dictionary(results / "sae", width=512, k=2)
     with Server(says=lambda asked: f"words of kind {asked.number}") as server, pytest.MonkeyPatch.context() as patch:
         patch.setenv("OPENAI_API_KEY", "test-key-secret")
-        settings = config.load(None, tiny_overrides(
+        settings = config.load(None, quick_overrides(
             tiny, results, dictionary__source=sparse, features__select="random:9", explainer__candidates=2,
             score__nulls=2, score__select_passages=10, score__score_passages=20,
             explainer__methods='["mined", "marks"]', explainer__provider="openai", explainer__model="gpt-6-luna",

@@ -17,9 +17,9 @@ from autointerp.store import Store
 from autointerp.subject import Subject
 from autointerp.tally import Bar
 
-from .conftest import tiny_overrides
 from .llm_server import Server
 from .test_logprob import tokenizer_of
+from .test_pipeline import quick_overrides
 
 PAID: dict[str, Any] = {
     "explainer__methods": '["marks"]', "explainer__provider": "openai", "explainer__model": "gpt-6-luna",
@@ -38,7 +38,7 @@ def planned(settings: config.Settings) -> tuple[plan.Cost, dict[str, plan.Estima
 
 @pytest.fixture(scope="module")
 def paid(tiny: dict[str, Path]) -> tuple[config.Settings, plan.Cost, dict[str, plan.Estimate]]:
-    settings = config.load(None, tiny_overrides(tiny, tiny["root"] / "planned", **PAID))
+    settings = config.load(None, quick_overrides(tiny, tiny["root"] / "planned", **PAID))
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY"):
             patch.delenv(variable, raising=False)
@@ -98,7 +98,7 @@ def test_the_json_and_the_table_say_the_same(
 
 def test_an_unknown_price_is_said_and_not_nothing(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     changes = {"explainer__methods": '["marks"]', "explainer__provider": "openai", "explainer__model": "my-own"}
-    cost, estimates = planned(config.load(None, tiny_overrides(tiny, tiny["root"] / "planned", **changes)))
+    cost, estimates = planned(config.load(None, quick_overrides(tiny, tiny["root"] / "planned", **changes)))
     assert estimates["at scale"].usd is None and cost.asked["explain"].usd is None
     plan.to_terminal(cost, estimates, Console(width=300))
     assert "unknown" in capsys.readouterr().out
@@ -106,7 +106,7 @@ def test_an_unknown_price_is_said_and_not_nothing(tiny: dict[str, Path], capsys:
 
 
 def test_a_run_without_models_costs_nothing(tiny: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    cost, estimates = planned(config.load(None, tiny_overrides(tiny, tiny["root"] / "planned")))
+    cost, estimates = planned(config.load(None, quick_overrides(tiny, tiny["root"] / "planned")))
     assert cost.asked == {} and estimates["at scale"].usd == 0 and estimates["at scale"].prices == {}
     plan.to_terminal(cost, estimates, Console(width=300))
     assert "$" not in capsys.readouterr().out
@@ -128,7 +128,7 @@ def test_a_plan_is_near_what_the_run_then_asks(
             f"{s}__{k}": v for s in ("explainer", "simulator", "judge")
             for k, v in (("provider", "openai"), ("base_url", server.openai), ("model", "m"))
         }  # fmt: skip
-        made = tiny_overrides(tiny, tmp_path, **(PAID | where | {"score__nulls": 0, "features__select": "random:4"}))
+        made = quick_overrides(tiny, tmp_path, **(PAID | where | {"score__nulls": 0, "features__select": "random:4"}))
         settings = config.load(None, made)
         with Store.create(settings.database) as store, Bar(enabled=False) as bar:
             pipeline = Pipeline(store, prepare(settings), bar, lambda _: None)
@@ -149,14 +149,14 @@ def test_a_plan_counts_as_many_excerpts_as_a_run_shows(method: str, tiny: dict[s
         "explainer__base_url": "http://127.0.0.1:9", "collect__sample_explain": 120, "collect__top": 120,
         "explainer__excerpts": 120, "features__select": "random:12", "features__min_passages": 120,
     }  # fmt: skip
-    cost, _ = planned(config.load(None, tiny_overrides(tiny, tmp_path / "planned", **changes)))
+    cost, _ = planned(config.load(None, quick_overrides(tiny, tmp_path / "planned", **changes)))
 
     def says(asked: Any) -> str:
         return stand_in(asked.body["response_format"]["json_schema"]["schema"], asked.last, 3)
 
     with Server(says=says) as server:
         changes["explainer__base_url"] = server.openai
-        settings = config.load(None, tiny_overrides(tiny, tmp_path, **changes))
+        settings = config.load(None, quick_overrides(tiny, tmp_path, **changes))
         with Store.create(settings.database) as store, Bar(enabled=False) as bar:
             pipeline = Pipeline(store, prepare(settings), bar, lambda _: None)
             pipeline.collect()
@@ -177,7 +177,7 @@ def test_a_plan_of_prompts_that_a_server_reads(ten: str, tiny: dict[str, Path], 
         "simulator__kind": "logprob", "simulator__provider": "openai", "simulator__model": "m", "simulator__passages": 12,
         "simulator__base_url": "http://127.0.0.1:9/v1", "simulator__tokenizer": where,
     }  # fmt: skip
-    cost, estimates = planned(config.load(None, tiny_overrides(tiny, tmp_path, **changes)))
+    cost, estimates = planned(config.load(None, quick_overrides(tiny, tmp_path, **changes)))
     use, scaled = cost.asked["simulate"], estimates["at scale"].asked["simulate"]
     per_passage = 1 if ten == "one token" else 2
     assert scaled.calls / (1e5 + 50) == pytest.approx(12 * per_passage)
