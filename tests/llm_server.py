@@ -165,7 +165,7 @@ class Server:
         self.most = max(self.most, self.in_flight)
         try:
             asked.kind = "429" if self.limit is not None and self.in_flight > self.limit else self._kind(asked)
-            if asked.kind not in ERRORS:
+            if asked.kind not in ERRORS and self.plays.get(asked.kind, (200, b""))[0] == 200:  # errors come at once
                 await asyncio.sleep(self.latency_s)
             return await self._answer(asked, writer)
         finally:

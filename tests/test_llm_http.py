@@ -228,6 +228,44 @@ def test_the_same_request_asked_later_among_others_is_paid_once(opened: Opener) 
     assert len(server.log) == 40
 
 
+@BOTH
+def test_a_prompt_that_is_refused_before_any_other_is_answered_stops_nobody(opened: Opener, provider: str) -> None:
+    odd = (400, b'{"error": {"message": "this one I do not like"}}')
+
+    with Server(plays={"odd": odd}, plan=lambda asked: "odd" if asked.last == "n3" else "ok", latency_s=0.3) as server:
+        door = opened()
+        found = answers(door, jobs(model(server, provider), 40))
+        assert (found.pop(3).reason, {answer.status for answer in found.values()}) == ("bad_request", {"ok"})
+        # In a later command it is asked alone, of a server that is known to answer.
+        later = Door(door.ledger.store, door.settings)
+        assert answers(later, jobs(model(server, provider), 40))[3].reason == "bad_request"
+        later.close()
+    assert Counter(asked.last for asked in server.log)["n3"] == 2
+
+
+@BOTH
+def test_a_server_that_refuses_everybody_is_one_line(opened: Opener, provider: str) -> None:
+    odd = (400, b'{"error": {"message": "this one I do not like"}}')
+    with Server(plays={"odd": odd}, plan=lambda asked: "odd", latency_s=0.05) as server:
+        with pytest.raises(UserError, match="refuses the request: this one I do not like"):
+            answers(opened(), jobs(model(server, provider), 40))
+        assert len(server.log) < 40
+
+
+def test_a_schema_that_one_reply_did_not_follow_is_still_sent_with_others(opened: Opener) -> None:
+    """Groq's words, where a model wrote something that is no JSON."""
+    said = "Failed to validate JSON. Please adjust your prompt. See 'failed_generation' for more details."
+    odd = (400, json.dumps({"error": {"message": said, "code": "json_validate_failed"}}).encode())
+
+    def plan(asked: Asked) -> str:
+        return "odd" if asked.last == "n3" and "response_format" in asked.body else "ok"
+
+    with Server(plays={"odd": odd}, plan=plan) as server:
+        found = answers(opened(max_in_flight=1), jobs(model(server, "openai"), 10, schema='{"type": "object"}'))
+    assert {answer.status for answer in found.values()} == {"ok"}
+    assert [asked.last for asked in server.log if "response_format" not in asked.body] == ["n3"]
+
+
 # -- trouble that passes -----------------------------------------------------------------------------------------------
 
 
@@ -287,6 +325,124 @@ def test_content_in_parts_is_one_text(opened: Opener) -> None:
     body = json.dumps({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]}).encode()
     with Server(plays={"parts": (200, body)}, plan=lambda asked: "parts") as server:
         assert answers(opened(), jobs(model(server, "openai"), 1))[0].value == "label n0"
+
+
+ODD_FIELDS = {
+    "openai": [
+        ("cached", {"prompt_tokens": 10, "completion_tokens": 2, "prompt_tokens_details": {"cached_tokens": 5000}}),
+        ("huge", {"prompt_tokens": 2**70, "completion_tokens": 2}),
+        ("negative", {"prompt_tokens": -1, "completion_tokens": 2}),
+        ("words", {"prompt_tokens": "10", "completion_tokens": {}, "prompt_tokens_details": {"cached_tokens": "5"}}),
+        ("floats", {"prompt_tokens": 1.5, "completion_tokens": float("nan"), "prompt_tokens_details": 7}),
+        ("list", [1, 2]), ("truth", {"prompt_tokens": True, "completion_tokens": False}), ("none", None),
+    ],
+    "anthropic": [
+        ("empty", {}), ("half", {"input_tokens": None, "output_tokens": 2}),
+        ("words", {"input_tokens": "10", "output_tokens": "2", "cache_read_input_tokens": []}),
+        ("huge", {"input_tokens": 2**70, "output_tokens": 2}), ("list", []),
+    ],
+}  # fmt: skip
+
+
+def with_text(provider: str, content: Any, usage: Any = None, stop: Any = None) -> bytes:
+    """A reply as the provider forms it, of whatever is given."""
+    if provider == "anthropic":
+        return json.dumps({"model": "x", "content": content, "usage": usage, "stop_reason": stop}).encode()
+    choice = {"message": {"role": "assistant", "content": content}, "finish_reason": stop}
+    return json.dumps({"model": "x", "choices": [choice], "usage": usage}).encode()
+
+
+@pytest.mark.parametrize(
+    ("provider", "usage"),
+    [pytest.param(p, usage, id=f"{p}-{name}") for p, found in ODD_FIELDS.items() for name, usage in found],
+)
+def test_odd_counts_are_no_counts_and_every_row_is_kept(tmp_path: Path, provider: str, usage: Any) -> None:
+    text: Any = "label n0" if provider == "openai" else [{"type": "text", "text": "label n0"}]
+    with Server(plays={"odd": (200, with_text(provider, text, usage))}, plan=lambda asked: "odd") as server:
+        with Store.create(tmp_path / "run.duckdb") as store:
+            door = Door(store, config.load(None))
+            assert answers(door, jobs(model(server, provider), 1))[0].value == "label n0"
+            door.close()
+        with Store.create(tmp_path / "run.duckdb") as store:
+            (row,) = Door(store, config.load(None)).ledger.store.spending()
+    assert (row["calls"], row["usd"] >= 0, row["input_tokens"] < 2**31) == (1, True, True)
+
+
+@pytest.mark.parametrize(("provider", "content", "stop", "ends"), [
+    ("openai", {"label": "x"}, None, "ok"), ("openai", 7, None, "empty"), ("openai", ["label ", "n0"], None, "ok"),
+    ("openai", [{"type": "text", "text": {"a": 1}}], [], "ok"), ("openai", True, {"a": 1}, "empty"),
+    ("openai", None, "content_filter", "content_filter"), ("anthropic", [{"type": "text", "text": 5}], [], "empty"),
+    ("anthropic", ["label"], {}, "empty"), ("anthropic", None, "refusal", "refusal"), ("anthropic", [], None, "empty"),
+])  # fmt: skip
+def test_odd_content_ends_as_a_row(opened: Opener, provider: str, content: Any, stop: Any, ends: str) -> None:
+    with Server(plays={"odd": (200, with_text(provider, content, stop=stop))}) as server:
+        server.plan = lambda asked: "odd" if asked.last == "n0" else "ok"
+        door = opened()
+        found = answers(door, jobs(model(server, provider), 3))
+    assert found[0].reason == (None if ends == "ok" else ends)
+    assert [found[i].status for i in (1, 2)] == ["ok", "ok"]
+    assert len(calls(door)) == len(server.log)
+
+
+@pytest.mark.parametrize("body", [b'{"choices": null, "usage": {"prompt_tokens": 7}}', b'{"choices": []}'])
+def test_no_choices_for_one_prompt_is_an_empty_reply_and_not_asked_again(opened: Opener, body: bytes) -> None:
+    with Server(plays={"none": (200, body)}, plan=lambda asked: "none" if asked.last == "n3" else "ok") as server:
+        door = opened()
+        found = answers(door, jobs(model(server, "openai"), 20))
+        assert (found.pop(3).reason, {answer.status for answer in found.values()}) == ("empty", {"ok"})
+        asked = len(server.log)
+        answers(door, jobs(model(server, "openai"), 20))
+    assert len(server.log) == asked == 20
+
+
+@BOTH
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b'{"hello": "world"}', b"", b"[]"])
+def test_a_reply_of_another_form_among_good_ones_is_tried_again(opened: Opener, provider: str, body: bytes) -> None:
+    seen: Counter[str] = Counter()
+
+    def plan(asked: Asked) -> str:
+        seen[asked.last] += 1
+        return "odd" if asked.last == "n3" and seen["n3"] < 3 else "ok"
+
+    with Server(plays={"odd": (200, body)}, plan=plan, latency_s=0.05) as server:
+        found = answers(opened(), jobs(model(server, provider), 20))
+    assert {answer.status for answer in found.values()} == {"ok"}
+
+
+@pytest.mark.parametrize("body", [
+    b'{"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}',
+    b'{"error": {"type": "api_error", "message": "oh"}}',
+])  # fmt: skip
+def test_an_error_within_a_reply_of_claude_is_tried_again(opened: Opener, body: bytes) -> None:
+    with Server(plays={"odd": (200, body)}, plan=lambda asked: "odd" if asked.number < 2 else "ok") as server:
+        assert answers(opened(), jobs(model(server, "anthropic"), 1))[0].status == "ok"
+
+
+@pytest.mark.parametrize("code", ["0", '"context_length_exceeded"', "400"])
+def test_a_prompt_that_is_too_long_may_be_told_within_a_reply(opened: Opener, code: str) -> None:
+    body = f'{{"error": {{"code": {code}, "message": "maximum context length is 10 tokens"}}}}'.encode()
+    with Server(plays={"odd": (200, body)}, plan=lambda asked: "odd" if asked.last == "n1" else "ok") as server:
+        found = answers(opened(), jobs(model(server, "openai"), 3))
+    assert [found[i].reason for i in range(3)] == [None, "context_too_long", None]
+
+
+def test_what_a_model_thinks_is_counted_where_only_the_total_holds_it(opened: Opener) -> None:
+    usage = {"prompt_tokens": 20, "completion_tokens": 151, "total_tokens": 553}
+    with Server(plays={"thinks": (200, with_text("openai", "hi", usage))}, plan=lambda asked: "thinks") as server:
+        door = opened()
+        answers(door, jobs(model(server, "openai"), 1))
+        (row,) = calls(door)
+    assert (row.input_tokens, row.output_tokens) == (20, 533)
+
+
+@pytest.mark.parametrize("why", [b"", b', "error": {"code": 502, "message": "x"}'])
+def test_a_reply_that_broke_off_counts_against_a_budget(opened: Opener, why: bytes) -> None:
+    body = b'{"choices": [{"finish_reason": "error", "message": {"content": "lab"}' + why + b"}]}"
+    with Server(plays={"broken": (200, body)}, plan=lambda asked: "broken") as server:
+        door = opened(tries=2)
+        with pytest.raises(Unreachable):
+            answers(door, jobs(model(server, "openai"), 1))
+    assert door.ledger.spent.done.tokens > 60
 
 
 def test_json_that_is_called_text_is_read(opened: Opener) -> None:

@@ -111,6 +111,18 @@ def test_what_no_other_try_changes_stops_a_run_half_way_with_one_line(
     assert len(server.log) <= 3
 
 
+@pytest.mark.parametrize("said", [
+    "Model `x`: response_format json_schema is not supported",
+    "For this model, the following parameters are not supported: reasoning_effort",
+])  # fmt: skip
+def test_a_part_that_a_model_does_not_know_is_left_out_although_the_model_is_named(opened: Opener, said: str) -> None:
+    part = "response_format" if "response_format" in said else "reasoning_effort"
+    with Server(plays={"no": (400, error("openai", said))}) as server:
+        server.plan = lambda asked: "no" if part in asked.body else "ok"
+        found = answers(opened(), jobs(model(server, "openai"), 3, schema=SCHEMA))
+    assert {answer.status for answer in found.values()} == {"ok"}
+
+
 def test_an_unknown_claude_is_no_wrong_address(opened: Opener) -> None:
     with Server(plays={"no": (404, error("anthropic", "model: claude-haiku-5-5", "not_found_error"))}) as server:
         server.plan = lambda asked: "no"

@@ -1,15 +1,13 @@
 """Provider `anthropic`: Claude, through the Messages API."""
 
 import os
-from dataclasses import replace
 from typing import Any
 
-from autointerp.errors import UserError
 from autointerp.llm import structured
-from autointerp.llm.raw import field, post
+from autointerp.llm.raw import count, field, post, text
 from autointerp.llm.request import Model, Reply, Request
 from autointerp.llm.sent import Sent
-from autointerp.llm.trouble import KEY_VARIABLE, Judge
+from autointerp.llm.trouble import KEY_VARIABLE, Alien, Judge
 from autointerp.rows import Status
 
 HOME = "https://api.anthropic.com"
@@ -60,23 +58,24 @@ class AnthropicChat:
             body["thinking"] = {"type": "disabled"}
         if "schema" in parts:
             body["output_config"] = {"format": {"type": "json_schema", "schema": structured.plain(request.schema)}}
-        return self._read(await post(self.client, "/v1/messages", body))
+        return self._read(await post(self.client, "/v1/messages", body), parts)
 
-    def _read(self, found: Any) -> Reply:
-        content, usage = field(found, "content"), field(found, "usage")
-        if not isinstance(content, list):
-            raise UserError(f"{self.model}: no such API there (a reply without content); check base_url")
-        text = "".join(field(block, "text") or "" for block in content if field(block, "type") == "text")
-        status, reason = ENDINGS.get(field(found, "stop_reason"), OK)
-        reply = Reply(
-            text, field(found, "model") or self.model.name, None, None, 0.0, None, status=status, reason=reason
-        )
-        if usage is None:  # other servers that speak this API may not count
-            return reply
-        read, written = field(usage, "cache_read_input_tokens") or 0, field(usage, "cache_creation_input_tokens") or 0
-        return replace(
-            reply, input_tokens=(field(usage, "input_tokens") or 0) + read + written, cached_tokens=read,
-            written_tokens=written, output_tokens=field(usage, "output_tokens"),
+    def _read(self, found: Any, parts: set[str]) -> Reply:
+        if isinstance(error := field(found, "error"), dict):  # with status 200
+            raise self.judge.within(error, parts)
+        content, usage, stop = field(found, "content"), field(found, "usage"), text(field(found, "stop_reason"))
+        if not isinstance(content, list) and stop not in ENDINGS:
+            raise Alien("a reply without content")
+        blocks = [block for block in content or () if field(block, "type") == "text"]
+        status, reason = ENDINGS.get(stop, OK)
+        read, written = count(usage, "cache_read_input_tokens"), count(usage, "cache_creation_input_tokens")
+        sent = count(usage, "input_tokens")  # other servers that speak this API may not count
+        if sent is not None:
+            sent, read, written = sent + (read or 0) + (written or 0), read or 0, written or 0
+        return Reply(
+            text="".join(text(field(block, "text")) or "" for block in blocks),
+            model=text(field(found, "model")) or self.model.name, ms=0.0, input_tokens=sent, cached_tokens=read,
+            written_tokens=written or 0, output_tokens=count(usage, "output_tokens"), status=status, reason=reason,
         )  # fmt: skip
 
     async def close(self) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from autointerp.errors import UserError
-from autointerp.llm.raw import field
+from autointerp.llm.raw import count, field, text
 from autointerp.llm.request import Model, Reading, Reply
 
 UNFIT = re.compile(r"logprobs|/completions|no such API")  # in what a server says that cannot be asked for this
@@ -64,16 +64,17 @@ def reply(model: Model, reading: Reading, found: Any) -> Reply:
         places = _in_prompt(reading, choices) if reading.endings is None else _after_prompts(reading, choices)
     except (TypeError, ValueError, LookupError, AttributeError):
         raise unfit(model, reading.top, "a reply without them") from None
-    text = json.dumps({
+    said = json.dumps({
         "logprobs": [[place.logprobs.get(token) for token in reading.wanted] for place in places],
         "floors": [place.floor for place in places],
         "texts": {token: text for place in places for token, text in place.texts.items() if token in reading.wanted},
     })  # fmt: skip
     usage = field(found, "usage")
+    sent = count(usage, "prompt_tokens")
     return Reply(
-        text=text, model=field(found, "model") or model.name, ms=0.0, input_tokens=field(usage, "prompt_tokens"),
-        cached_tokens=None if usage is None else field(field(usage, "prompt_tokens_details"), "cached_tokens") or 0,
-        output_tokens=field(usage, "completion_tokens"),
+        text=said, model=text(field(found, "model")) or model.name, ms=0.0, input_tokens=sent,
+        cached_tokens=None if sent is None else count(field(usage, "prompt_tokens_details"), "cached_tokens") or 0,
+        output_tokens=count(usage, "completion_tokens"),
     )  # fmt: skip
 
 

@@ -107,7 +107,8 @@ class Door:
             from autointerp.llm import local
 
             return local.Batches(model, self.settings.subject.device, self.settings.explainer.batch)
-        return online.Online(functools.partial(_client, model), model, self.settings.llm)
+        known = self.ledger.knows(model)
+        return online.Online(functools.partial(_client, model), model, self.settings.llm, known)
 
     def close(self) -> None:
         """Close connections; models in this process are let go."""

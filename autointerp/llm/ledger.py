@@ -20,11 +20,14 @@ from weakref import WeakKeyDictionary
 
 from autointerp.errors import StoreError
 from autointerp.llm.prices import Spent
+from autointerp.llm.raw import MOST
+from autointerp.llm.request import Model
 from autointerp.rows import Call
 from autointerp.store import Store
 
 log = logging.getLogger(__name__)
 
+COUNTED = ("input_tokens", "cached_tokens", "output_tokens", "usd")
 ENOUGH = 512  # replies in the journal that are worth a transaction
 
 
@@ -63,6 +66,11 @@ class Ledger:
         with self._lock:
             found = {call: self._rows[call] for call in call_ids if call in self._rows}
         return found | self.store.calls([call for call in call_ids if call not in found])
+
+    def knows(self, model: Model) -> bool:
+        """Whether a model of a server has ever given a usable reply."""
+        who = {"provider": model.provider, "base_url": model.base_url, "model": model.name}
+        return any(who.items() <= row.items() and row["calls"] > row["unusable"] for row in self.store.spending())
 
     def add(self, row: Call) -> None:
         """Keep a reply; from any thread. When this returns, a killed process does not lose it."""
@@ -130,13 +138,19 @@ def journal_path(database: Path) -> Path:
     return database.with_suffix(".calls.jsonl")
 
 
+def _possible(number: Any) -> bool:
+    """Whether a count or a price is one that the table takes."""
+    return number is None or (isinstance(number, int | float) and 0 <= number <= MOST)
+
+
 def _read(path: Path) -> list[Call]:
     """The rows of a journal. A line that was cut short by a full disk is left out, with a word about it."""
     rows = []
     for line in path.read_bytes().split(b"\n")[:-1]:
         try:
             found: dict[str, Any] = json.loads(line)
-            rows.append(Call(**found | {"asked_at": datetime.fromisoformat(found["asked_at"])}))
+            found["asked_at"] = datetime.fromisoformat(found["asked_at"])
+            rows.append(Call(**found | {name: None for name in COUNTED if not _possible(found[name])}))
         except (ValueError, TypeError, KeyError):
             log.warning("%s: a line of %d bytes is not whole and was left out", path, len(line))
     return rows

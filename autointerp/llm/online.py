@@ -7,7 +7,6 @@ thread alone.
 import asyncio
 import contextlib
 import functools
-import json
 import logging
 import threading
 import time
@@ -23,7 +22,7 @@ from autointerp.errors import Unreachable, UserError
 from autointerp.llm.pace import Pace
 from autointerp.llm.request import Model, Reply
 from autointerp.llm.sent import Sent
-from autointerp.llm.trouble import BadRequest, Judge, NoReply, Transient, Unsupported
+from autointerp.llm.trouble import Alien, BadRequest, Judge, NoReply, Transient, Unsupported
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +59,14 @@ class Chat(Protocol):
 class Online:
     """The requests to one model of one server."""
 
-    def __init__(self, open_chat: Callable[[], Chat], model: Model, cfg: LlmSection) -> None:
+    def __init__(self, open_chat: Callable[[], Chat], model: Model, cfg: LlmSection, known: bool = False) -> None:
         self.model, self.cfg = model, cfg
+        self._known = known  # it has answered before
         self._clients = Clients(open_chat)
         self._pace = Pace(cfg.max_in_flight)
         self._without: set[str] = set()  # optional parts that the server does not know
+        self._took: set[str] = set()  # optional parts of requests that it has answered
+        self._doubts: list[asyncio.Future[bool]] = []  # of requests that would like to know whether it answers others
         self._answered = False
         self._told = False  # of its trouble
         self._lost = 0  # requests in a row without an answer after all tries
@@ -82,7 +84,7 @@ class Online:
         """Nothing waits here for company."""
 
     def halt(self) -> None:
-        """No new attempts: what is not in flight ends at once."""
+        """No new attempts: what waits for another try ends at once, the rest when it has a place."""
         _loop().call_soon_threadsafe(self._stop)
 
     def resume(self) -> None:
@@ -120,7 +122,7 @@ class Online:
     async def _run(self, sent: Sent) -> None:
         try:
             outcome: Any = sent.record(await self._answer(sent))
-            self._answered, self._lost = True, 0
+            self._lost = 0
         except Transient as problem:
             self._count_lost(problem)
             tries = f"{sent.tries} {'try' if sent.tries == 1 else 'tries'}"
@@ -179,6 +181,7 @@ class Online:
             sent.tries += 1
             with self._clients.lent() as chat:
                 reply = await self._negotiated(chat, sent)
+            self._answered = True
         except Transient as problem:
             if problem.busy:
                 self._pace.refused(ticket, None if _too_long(problem) else problem.retry_after)
@@ -188,8 +191,27 @@ class Online:
             raise
         finally:
             self._pace.leave()
+            self._weigh()
         self._pace.answered()
         return reply
+
+    async def _answers(self) -> bool:
+        """Whether the server answers others than this request; waits until that shows."""
+        doubt = asyncio.get_running_loop().create_future()
+        self._doubts.append(doubt)
+        self._weigh()
+        return await doubt
+
+    def _weigh(self) -> None:
+        """Tell those who doubt whether the server answers: once it has, or where everybody in flight doubts it.
+
+        Then it answers nobody; or, if it did in an earlier command, these few are what it did not answer there.
+        """
+        doubts = [doubt for doubt in self._doubts if not doubt.done()]
+        if self._answered or len(doubts) >= self._pace.in_flight:
+            for doubt in doubts:
+                doubt.set_result(self._answered or (self._known and len(doubts) < LOST_IN_A_ROW))
+            self._doubts = []
 
     def _tell(self, problem: Transient) -> None:
         """Say once that a server is in trouble: waiting for it may take long. Limits are no trouble."""
@@ -204,19 +226,24 @@ class Online:
             try:
                 async with asyncio.timeout(self.cfg.timeout_s):
                     reply = await chat.reply(sent, without)
-                self._without |= dropped
+                self._took |= chat.parts(sent) - without
+                self._without |= dropped - self._took
                 return reply
             except (Transient, NoReply, UserError):
                 raise
-            except (json.JSONDecodeError, UnicodeDecodeError):  # the end may be within a character
-                raise Transient("a reply that was cut short", billed=True) from None
+            except Alien as alien:
+                if not await self._answers():
+                    raise UserError(f"{self.model}: no such API there ({alien}); check base_url") from None
+                raise Transient("a reply of another form", billed=True) from None
             except Exception as error:
                 problem = chat.judge.read(error, chat.parts(sent) - without)
             if isinstance(problem, Unsupported):
+                if problem.named:
+                    self._took -= problem.parts
                 dropped |= problem.parts
                 continue
             if isinstance(problem, BadRequest):
-                if not self._answered:  # so it would be with every request
+                if not await self._answers():  # so it would be with every request
                     raise UserError(f"{self.model} refuses the request: {problem}")
                 log.warning("%s: %s refuses the request: %s", sent.purpose, self.model, problem)
                 raise NoReply("failed", "bad_request")
@@ -227,7 +254,8 @@ class Clients:
     """As many clients of one server as the requests in flight want.
 
     A client's pool goes over all of its connections, and asks the system about the idle ones, whenever a request comes
-    or ends: with 64 in one pool that is a quarter of what a request costs. Few in flight keep to few clients.
+    or ends: with 64 in one pool that is a quarter of what a request costs. Few in flight keep to few clients. The
+    connections of a client without work stay open until `close`; there are never more than were in flight at once.
     """
 
     def __init__(self, open_chat: Callable[[], Chat]) -> None:
@@ -242,12 +270,13 @@ class Clients:
         try:
             yield chat
         finally:
-            self._busy[chat] -= 1
+            if chat in self._busy:  # it has not been closed meanwhile
+                self._busy[chat] -= 1
 
     async def close(self) -> None:
         """Close their connections."""
-        for chat in self._busy:
-            await chat.close()
+        chats, self._busy = list(self._busy), {}
+        await asyncio.gather(*(chat.close() for chat in chats), return_exceptions=True)
 
 
 class _Halted(Transient):

@@ -8,10 +8,10 @@ from typing import Any
 
 from autointerp.errors import UserError
 from autointerp.llm import completions, structured
-from autointerp.llm.raw import field, post
+from autointerp.llm.raw import count, field, post, text
 from autointerp.llm.request import Model, Reading, Reply
 from autointerp.llm.sent import Sent
-from autointerp.llm.trouble import KEY_VARIABLE, BadRequest, Judge, Transient
+from autointerp.llm.trouble import KEY_VARIABLE, Alien, BadRequest, Judge, Transient
 from autointerp.rows import Status
 
 HOME = "https://api.openai.com/v1"
@@ -74,28 +74,44 @@ class OpenAIChat:
         return self._read(await post(self.client, "/chat/completions", body), parts)
 
     def _read(self, found: Any, parts: set[str]) -> Reply:
+        choice, message = self._said(found, parts)
+        usage = field(found, "usage")
+        status, reason = _ending(field(choice, "finish_reason"), message)
+        details = field(usage, "prompt_tokens_details")
+        sent, got, total = (count(usage, f"{what}_tokens") for what in ("prompt", "completion", "total"))
+        if sent is not None and got is not None and total is not None:
+            got = max(got, total - sent)  # some servers count what a model thinks in the total alone
+        return Reply(
+            text=text(field(message, "content")) or text(field(message, "refusal")) or "",
+            model=text(field(found, "model")) or self.model.name, ms=0.0, input_tokens=sent,
+            cached_tokens=None if sent is None else count(details, "cached_tokens") or 0,
+            written_tokens=count(details, "cache_write_tokens") or 0, output_tokens=got, status=status, reason=reason,
+        )  # fmt: skip
+
+    def _said(self, found: Any, parts: set[str]) -> tuple[Any, Any]:
+        """Choice and message of a reply; None where there is no choice, which is how some servers say nothing.
+
+        Raises what `judge` says of an error in it, and Alien where it is no reply of this API.
+        """
         choices = field(found, "choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
-        error = field(found, "error") or field(choice, "error")
-        if isinstance(error, dict):  # OpenRouter reports trouble further on with status 200
-            code = str(error.get("code"))
-            raise self.judge.status(int(code) if code.isdecimal() else 502, str(error.get("message", "")), {}, parts)
-        message, usage = field(choice, "message"), field(found, "usage")
-        if message is None:
-            why = f"it says {error[:200]!r}" if isinstance(error, str) else "a reply without choices"
-            raise UserError(f"{self.model}: no such API there ({why}); check base_url")
-        finish = field(choice, "finish_reason")
+        finish, message = field(choice, "finish_reason"), field(choice, "message")
+        self._check(field(found, "error") or field(choice, "error"), parts, begun=choice is not None)
         if finish == "error":
             raise Transient("a reply that broke off", billed=True)
-        status, reason = _ending(finish, message)
-        details = field(usage, "prompt_tokens_details")
-        return Reply(
-            text=_text(field(message, "content")) or field(message, "refusal") or "",
-            model=field(found, "model") or self.model.name, ms=0.0, input_tokens=field(usage, "prompt_tokens"),
-            cached_tokens=None if usage is None else field(details, "cached_tokens") or 0,
-            written_tokens=field(details, "cache_write_tokens") or 0, output_tokens=field(usage, "completion_tokens"),
-            status=status, reason=reason,
-        )  # fmt: skip
+        if not isinstance(message, dict) and finish != "content_filter" and not _nothing(found):
+            raise Alien("a reply without choices")
+        return choice, message
+
+    def _check(self, error: Any, parts: set[str], begun: bool = False) -> None:
+        """Raise what an error means that is reported with status 200, as OpenRouter does with trouble further on."""
+        if isinstance(error, dict):
+            problem = self.judge.within(error, parts)
+            if isinstance(problem, Transient):
+                problem.billed |= begun
+            raise problem
+        if isinstance(error, str):
+            raise Alien(f"it says {error[:200]!r}")
 
     async def _heard(self, reading: Reading, parts: set[str]) -> Reply:
         """What a server that reads prompts says of one."""
@@ -107,6 +123,7 @@ class OpenAIChat:
             if isinstance(problem, UserError | BadRequest) and completions.UNFIT.search(str(problem)):
                 raise completions.unfit(self.model, reading.top, str(problem)) from None
             raise
+        self._check(field(found, "error"), parts)
         return completions.reply(self.model, reading, found)
 
     async def close(self) -> None:
@@ -114,14 +131,12 @@ class OpenAIChat:
         await self.client.close()
 
 
-def _text(content: Any) -> str | None:
-    """The text of a message: as it is, or from the parts in which some servers send it."""
-    if not isinstance(content, list):
-        return content
-    return "".join(field(part, "text") or "" for part in content)
+def _nothing(found: Any) -> bool:
+    """Whether a reply says that there are no choices; Gemini's servers do so where a filter or a limit left none."""
+    return isinstance(found, dict) and found.get("choices", 0) in (None, [])
 
 
-def _ending(finish: str | None, message: Any) -> tuple[Status, str | None]:
+def _ending(finish: Any, message: Any) -> tuple[Status, str | None]:
     """Status and reason of a reply by the way it ended."""
     if finish == "content_filter":
         return "refused", "content_filter"

@@ -35,7 +35,7 @@ class Prices:
         if reply.input_tokens is None or reply.output_tokens is None:
             return None
         cached, written = reply.cached_tokens or 0, reply.written_tokens
-        plain = reply.input_tokens - cached - written
+        plain = max(reply.input_tokens - cached - written, 0)  # some servers count more from the cache than was sent
         read = row.input if row.cached is None else row.cached
         write = row.input if row.written is None else row.written
         return (plain * row.input + cached * read + written * write + reply.output_tokens * row.output) / MILLION

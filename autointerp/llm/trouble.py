@@ -35,6 +35,12 @@ NO_MODEL = re.compile(
     r"model_not_found|model.{0,80}(not found|not exist|not a valid|not supported|invalid)|(^|not_found_error )model: |"
     r"not a valid model|no endpoints found for"
 )
+MISSING = re.compile(r"model_not_found|does(n't| not) exist|not found")  # of NO_MODEL, what no part is to blame for
+UNFORMED = re.compile(r"json_validate_failed|failed to (validate|generate) json")  # a reply, not the request
+WITHIN = (  # what an error means that has words and no status
+    (TOO_LONG, 400), (FILTERED, 400),
+    (re.compile(r"rate_limit|too many requests"), 429), (re.compile("overloaded"), 529),
+)  # fmt: skip
 
 
 class Transient(Exception):
@@ -60,15 +66,22 @@ class NoReply(Exception):
 
 
 class Unsupported(Exception):
-    """A 400 that names an optional part of the request: to be left out from now on."""
+    """A 400 that an optional part of the request may be to blame for.
 
-    def __init__(self, parts: set[str]) -> None:
+    named  it says so; else the part may be sent again where the server has taken it before
+    """
+
+    def __init__(self, parts: set[str], named: bool) -> None:
         super().__init__(", ".join(sorted(parts)))
-        self.parts = parts
+        self.parts, self.named = parts, named
 
 
 class BadRequest(Exception):
     """A 400 of which we know no more. The message is the server's, on one line."""
+
+
+class Alien(Exception):
+    """A reply of status 200 that is none of the API's. The message says what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,8 @@ class Judge:
             return Transient(f"status {code}", retry_after(headers), busy=True)
         if code in AGAIN or (code >= 500 and code not in NEVER):
             return Transient(f"status {code}", retry_after(headers))
-        if code in {400, 403, 404, 422} and NO_MODEL.search(said):
+        parted = code in {400, 422} and self._named(said, sent) and not MISSING.search(said)
+        if code in {400, 403, 404, 422} and NO_MODEL.search(said) and not parted:
             return UserError(f"{self.model}: no such model there: {self._shown(message)}")
         if code in {401, 403}:
             return self._unwelcome(code, said, message)
@@ -133,6 +147,15 @@ class Judge:
             return self._refused(said, message, sent)
         said = self._shown(message)
         return UserError(f"{self.model}: no such API there (status {code}): {said}; check base_url{self._hint()}")
+
+    def within(self, error: dict[str, Any], sent: set[str]) -> Exception:
+        """The same for an error that stands in a reply of status 200."""
+        message, code = _words(error), str(error.get("code"))
+        number = int(code) if code.isdecimal() and len(code) == 3 else 0
+        if not 400 <= number < 600:
+            said = message.lower()
+            number = next((status for words, status in WITHIN if words.search(said)), 502)
+        return self.status(number, message, {}, sent)
 
     def _hint(self) -> str:
         """What is most often wrong with an address, where it is."""
@@ -154,10 +177,15 @@ class Judge:
             return NoReply("failed", "context_too_long")
         if FILTERED.search(said):
             return NoReply("refused", "content_filter")
-        parts = {part for part in sent if re.search(self.optional[part], said)}
-        if not parts and "schema" in sent:  # servers without structured replies say so in many ways
-            parts = {"schema"}
-        return Unsupported(parts) if parts else BadRequest(self._shown(message))
+        if parts := self._named(said, sent):
+            return Unsupported(parts, named=not UNFORMED.search(said))
+        if "schema" in sent:  # servers without structured replies say so in many ways
+            return Unsupported({"schema"}, named=False)
+        return BadRequest(self._shown(message))
+
+    def _named(self, said: str, sent: set[str]) -> set[str]:
+        """The optional parts that a server's words are about."""
+        return {part for part in sent if re.search(self.optional[part], said)}
 
     def _shown(self, message: str) -> str:
         """A server's words: one line, of a length that can be read, without the key."""
@@ -168,9 +196,11 @@ class Judge:
 def _message(error: Any) -> str:
     """What a server says in an error: its type, code and message where it speaks JSON, else the text."""
     found = error.body.get("error", error.body) if isinstance(error.body, dict) else error.body
-    if isinstance(found, dict):
-        return " ".join(str(found[key]) for key in ("type", "code", "param", "message", "detail") if found.get(key))
-    return str(found or error.response.text)
+    return _words(found) if isinstance(found, dict) else str(found or error.response.text)
+
+
+def _words(found: dict[str, Any]) -> str:
+    return " ".join(str(found[key]) for key in ("type", "code", "param", "message", "detail") if found.get(key))
 
 
 def retry_after(headers: Any) -> float | None:
