@@ -35,8 +35,8 @@ def compared(store: Store, run: Run, eligible: Sequence[int]) -> dict[str, dict[
     n, labelled, graded, chosen  eligible features, those that it labelled, those whose label has been graded, those
                   whose label is its own
     lost          replies and features that gave no label, by reason
-    calls, input_tokens, output_tokens, usd, unpriced  what its labels took, repairs included; usd adds up the calls of
-                  known price, unpriced counts the others
+    calls, input_tokens, output_tokens, usd, unpriced  what it took, samples and repairs included; usd adds up the
+                  calls of known price, unpriced counts the others
 
     Before anything is graded, mean and what follows from it are None.
     """
@@ -140,14 +140,21 @@ def spent_lines(spending: Sequence[Mapping[str, Any]]) -> list[str]:
         dollars = "unknown price" if row["unpriced"] == row["calls"] else f"${row['usd']:.4f}"
         if 0 < row["unpriced"] < row["calls"]:
             dollars += f" and {row['unpriced']:,} calls of unknown price"
+        same = {other["base_url"] for other in spending if _who(other) == _who(row)}
+        where = f" at {row['base_url']}" if len(same) > 1 and row["base_url"] else ""
         more = [f"{row['unusable']:,} refused or cut off"] if row["unusable"] else []
         more += [f"{row['repairs']:,} repairs"] if row["repairs"] else []
         more += [f"{row['tries'] - row['calls']:,} tries in vain"] if row["tries"] > row["calls"] else []
         lines.append(
-            f"{row['stage']} {row['provider']}/{row['model']}: {row['calls']:,} calls, {row['input_tokens']:,} tokens "
-            f"in{cached}, {row['output_tokens']:,} out, {dollars}" + (f" ({', '.join(more)})" if more else "")
+            f"{row['stage']} {row['provider']}/{row['model']}{where}: {row['calls']:,} calls, "
+            f"{row['input_tokens']:,} tokens in{cached}, {row['output_tokens']:,} out, {dollars}"
+            + (f" ({', '.join(more)})" if more else "")
         )
     return lines
+
+
+def _who(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    return row["stage"], row["provider"], row["model"]
 
 
 def _number(value: float | None) -> str:

@@ -160,7 +160,7 @@ def open_configured(settings: Settings) -> Simulator:
     kind = settings.simulator.kind
     if kind == "lookup":
         raise ConfigError("simulator.kind = lookup reads no label, so there is nothing to certify; choose another")
-    if kind == "chat" or settings.simulator.served:
+    if not settings.simulator.certifiable:
         raise ConfigError(
             f"simulator.kind = {kind} with provider = {settings.simulator.provider} cannot be certified yet: it would "
             "be asked about every planted feature; choose embedding, pattern, or logprob with provider = local"

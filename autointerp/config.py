@@ -227,6 +227,14 @@ def asked_of(section: ModelSection, entry: str) -> ModelSection:
     raise ValueError(f"{entry!r}: {reason}")
 
 
+def named_in_vain(section: ModelSection) -> str:
+    """`key = value` of the first setting that says whom to ask; "" where all have their defaults."""
+    for key in ("provider", "model", "base_url"):
+        if getattr(section, key) != ModelSection.model_fields[key].default:
+            return f"{key} = {getattr(section, key)!r}"
+    return ""
+
+
 class ExplainerSection(ModelSection):
     """Who proposes labels."""
 
@@ -324,6 +332,11 @@ class SimulatorSection(ModelSection):
     def served(self) -> bool:
         """True where prompts are read on a server."""
         return self.kind == "logprob" and self.provider != "local"
+
+    @property
+    def certifiable(self) -> bool:
+        """False where a certificate would ask a server about every planted feature."""
+        return self.kind != "chat" and not self.served
 
     @property
     def paid(self) -> bool:

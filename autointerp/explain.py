@@ -49,8 +49,12 @@ class Explaining:
         started = time.perf_counter()
         tally = Tally("explain")
         for entry, explainer in keys.rounds[0].explainers.items():
-            if tally.stopped is None and (pending := self._pending(keys.collection_id, explainer)):
-                self.bar.start(f"explain {entry.partition('@http')[0]}", total=len(pending), unit="features")
+            pending = self._pending(keys.collection_id, explainer)
+            if tally.stopped is not None and pending:
+                left = f"{_short(entry)}: features not begun: {len(pending):,}"
+                tally.note = "; ".join(filter(None, (tally.note, left)))
+            elif pending:
+                self.bar.start(f"explain {_short(entry)}", total=len(pending), unit="features")
                 asking = None if entry == "mined" else self._asked(entry)
                 found = self._mined if asking is None else asking.rows
                 self._write(found(pending, keys.collection_id, explainer), len(pending), tally)
@@ -143,3 +147,8 @@ class Explaining:
                 self.store.add(rows)
         tally.ok += sum(row.status == "ok" for row in rows)
         tally.failed += Counter(row.reason for row in rows if row.reason is not None)
+
+
+def _short(entry: str) -> str:
+    """An entry of `explainer.methods` without the address of its server."""
+    return entry.partition("@http")[0]

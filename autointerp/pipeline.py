@@ -7,6 +7,7 @@ Stages do not know one another; what passes between them are tables.
 """
 
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
@@ -20,7 +21,7 @@ from autointerp import lens_stage as lenses
 from autointerp import people as persons
 from autointerp import population as populations
 from autointerp import store_people as labels_of_people
-from autointerp.config import ModelSection, Settings, asked_of, method_of, model_of
+from autointerp.config import ModelSection, Settings, asked_of, method_of, model_of, named_in_vain
 from autointerp.corpus import Shard
 from autointerp.errors import ConfigError, StoreError, UserError
 from autointerp.explain import Explaining
@@ -38,6 +39,8 @@ from autointerp.subject import Subject
 from autointerp.sweep import Replica, load_replicas
 from autointerp.tally import Bar, Tally, peak_memory_mb
 from autointerp.targets import Target
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,11 @@ def prepare(settings: Settings, rehearsal: bool = False) -> Prepared:
         _check_model(asked_of(settings.explainer, entry), settings, rehearsal)
     if settings.explainer.rounds:
         _check_model(settings.explainer, settings, rehearsal)
+    elif not asked and (idle := named_in_vain(settings.explainer)):
+        log.warning(
+            "explainer.%s is not used: no method asks a model; --set explainer.methods='[\"mined\",\"marks\"]' does",
+            idle,
+        )
     simulator = settings.simulator
     if "embedding" in (simulator.kind, simulator.claims):
         resolve_encoder(simulator.encoder)

@@ -145,7 +145,7 @@ def _scorer(settings: Settings, certificate: dict[str, Any] | None) -> dict[str,
     cfg = settings.simulator
     found: dict[str, Any] = {"kind": cfg.kind, "model": model_of(cfg).name if cfg.paid else None}
     if certificate is None:
-        return found | {"certified": None}
+        return found | {"certified": None, "certifiable": cfg.certifiable}
     holds = certificate["holds"]
     return found | {
         "certified": certificate["date"], "holds": [name for name, ok in holds.items() if ok],
@@ -253,7 +253,7 @@ def _summary(
         "fit": _fit(store, run),
         "stages": _stages(store, run),
         "peak_memory_mb": max((s["peak_memory_mb"] for s in store.stages(run.run_id)), default=None),
-        "llm": store.call_totals(run.collection_id, run.explainer_ids),
+        "llm": store_report.call_totals(store, run),
         "spent": store.spending(),
     }  # fmt: skip
 
@@ -388,7 +388,8 @@ def _grade_lines(reading: Reading) -> list[str]:
     rank = s["r_rank"]
     lost = ", ".join(f"{n} {reason}" for reason, n in rank["lost"].items()) or "none"
     if rank["lost"] and not rank["n_scored"]:
-        return [f"r_rank  nothing has been graded (lost: {lost}): `autointerp run` does what is pending"]
+        more = ": `autointerp run` does what is pending" if "not_scored" in rank["lost"] else ""
+        return [f"r_rank  nothing has been graded (lost: {lost}){more}"]
     return [
         f"r_rank  mean {number(rank['mean'])} [{number(rank['lo'])}, {number(rank['hi'])}], "
         f"median {number(rank['median'])}, n = {rank['n']} (lost: {lost})",
@@ -424,6 +425,8 @@ def _judge_lines(judges: dict[str, Any]) -> list[str]:
 def scorer_line(scorer: dict[str, Any]) -> str:
     """Whether the simulator that graded is certified, in one line."""
     name = scorer["kind"] + (f" ({scorer['model']})" if scorer["model"] else "")
+    if scorer["certified"] is None and not scorer["certifiable"]:
+        return f"{name}, UNCERTIFIED: of models on a server no certificate can be made yet"
     if scorer["certified"] is None:
         return f"{name}, UNCERTIFIED: `autointerp certify --simulator` says how far its grades can be believed"
     holds, fails = (", ".join(scorer[part]) or "nothing" for part in ("holds", "fails"))

@@ -430,7 +430,7 @@ class Call(Row):
     cached_tokens: Annotated[int | None, "of which the provider had cached"]
     output_tokens: Annotated[int | None, "tokens received"]
     usd: Annotated[float | None, "cost in dollars, 0 for a local model; NULL where the price is unknown"]
-    ms: Annotated[float, "time to the reply, retries included; for a batch its share of the batch"]
+    ms: Annotated[float, "from the first try to the reply, retries included; for a batch its share of the batch"]
     tries: Annotated[int, "1 where the first attempt succeeded"]
     asked_at: Annotated[datetime, "when the reply came (UTC)"]
 

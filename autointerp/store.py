@@ -705,24 +705,6 @@ class Store:
             "FROM call GROUP BY stage, provider, base_url, model ORDER BY ALL"
         )
 
-    def call_totals(self, collection_id: str, explainer_ids: Sequence[str]) -> dict[str, float]:
-        """Requests behind these explainers' labels; `cached` counts labels that an earlier call answered.
-
-        Calls whose reply had to be repaired count too. `usd` adds up the calls whose price is known; `unpriced` counts
-        the others.
-        """
-        row = self._one(
-            "WITH asked AS (SELECT call_id FROM explanation WHERE collection_id = ? AND list_contains(?, explainer_id) "
-            "               AND call_id IS NOT NULL), "
-            "paid AS (SELECT call_id FROM asked UNION SELECT repair_of FROM call SEMI JOIN asked USING (call_id)) "
-            "SELECT count(*), (SELECT count(*) FROM asked) - count(*) FILTER (WHERE call_id IN (FROM asked)), "
-            "coalesce(sum(input_tokens), 0)::BIGINT, coalesce(sum(output_tokens), 0)::BIGINT, coalesce(sum(usd), 0), "
-            "count(*) FILTER (WHERE usd IS NULL) FROM call WHERE call_id IN (FROM paid)",
-            [collection_id, list(explainer_ids)],
-        )
-        assert row is not None
-        return dict(zip(("calls", "cached", "input_tokens", "output_tokens", "usd", "unpriced"), row, strict=True))
-
     # -- reading: anything -----------------------------------------------------------------------------------------
 
     def query(self, sql: str) -> tuple[list[str], list[tuple[Any, ...]]]:

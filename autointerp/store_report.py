@@ -76,14 +76,62 @@ def graded(store: Store, run: Run, thresholds_id: str, n_tokens: int) -> pa.Tabl
     ).to_arrow_table()  # fmt: skip
 
 
+# Calls behind the explanations of `own`, by explainer: also samples that said what another had said, of which no row
+# was made. They share purpose and messages with one that is behind a row; where the same was asked in several ways
+# (with another limit, say), of each draw the one asked nearest in time. And repairs, with what they repair.
+PAID = """
+    asked AS (SELECT DISTINCT explainer_id, call_id FROM own WHERE call_id IS NOT NULL),
+    first AS (
+        SELECT DISTINCT a.explainer_id, coalesce(c.repair_of, c.call_id) AS call_id
+        FROM asked a JOIN call c USING (call_id)
+    ),
+    drawn AS (
+        SELECT f.explainer_id, d.call_id
+        FROM first f JOIN call c USING (call_id)
+        JOIN call d ON d.purpose = c.purpose AND d.request = c.request AND d.provider = c.provider AND d.model = c.model
+          AND d.base_url IS NOT DISTINCT FROM c.base_url
+        QUALIFY row_number() OVER (
+            PARTITION BY f.explainer_id, d.purpose, d.request, d.provider, d.model, d.base_url, d.draw
+            ORDER BY d.call_id <> c.call_id, abs(epoch(d.asked_at) - epoch(c.asked_at)), d.call_id
+        ) = 1
+    ),
+    paid AS (FROM drawn UNION SELECT d.explainer_id, r.call_id FROM drawn d JOIN call r ON r.repair_of = d.call_id)
+"""
+TOTALS = """
+    count(*) AS calls, coalesce(sum(input_tokens), 0)::BIGINT AS input_tokens,
+    coalesce(sum(output_tokens), 0)::BIGINT AS output_tokens, coalesce(sum(usd), 0)::DOUBLE AS usd,
+    count(*) FILTER (WHERE usd IS NULL) AS unpriced
+"""
+
+
+def call_totals(store: Store, run: Run) -> dict[str, float]:
+    """What a run's labels took: calls of PAID over all of its explainers, each once.
+
+    `usd` adds up the calls whose price is known; `unpriced` counts the others.
+    """
+    result = store.db.execute(
+        f"""
+        WITH own AS (
+            FROM explanation WHERE collection_id = $collection AND list_contains($explainers, explainer_id)
+        ),
+        {PAID}
+        SELECT {TOTALS} FROM call WHERE call_id IN (SELECT call_id FROM paid)
+        """,
+        {"collection": run.collection_id, "explainers": run.explainer_ids},
+    )
+    names = [column[0] for column in result.description]
+    (row,) = result.fetchall()
+    return dict(zip(names, row, strict=True))
+
+
 def by_explainer(store: Store, run: Run, eligible: Sequence[int], split: Split) -> list[dict[str, Any]]:
     """Per explainer (method, provider and model): its grades on a split, feature by feature, and what it took.
 
     Each is represented, on every eligible feature, by its own candidate that did best on select; `grades` are the
     r_rank of these in the order of the features, 0 where there is none. `labelled` counts features with a candidate,
     `graded` those whose candidate has been graded (a grade that was lost is one), `chosen` those whose candidate is the
-    feature's label. `lost` counts replies and features without a label by reason. Calls are those behind its rows,
-    repairs included. provider is NULL where nobody was asked; base_url where the server is the provider's own.
+    feature's label. `lost` counts replies and features without a label by reason. Calls are those of PAID. provider is
+    NULL where nobody was asked; base_url where the server is the provider's own.
     By method, provider, server, model.
     """
     result = store.db.execute(
@@ -118,14 +166,8 @@ def by_explainer(store: Store, run: Run, eligible: Sequence[int], split: Split) 
             FROM (SELECT explainer_id, reason, count(*) AS n FROM own WHERE status <> 'ok' GROUP BY ALL)
             GROUP BY explainer_id
         ),
-        asked AS (SELECT DISTINCT explainer_id, call_id FROM own WHERE call_id IS NOT NULL),
-        paid AS (FROM asked UNION SELECT a.explainer_id, c.repair_of FROM asked a JOIN call c USING (call_id)),
-        cost AS (
-            SELECT p.explainer_id, count(*) AS calls, coalesce(sum(input_tokens), 0)::BIGINT AS input_tokens,
-                   coalesce(sum(output_tokens), 0)::BIGINT AS output_tokens, coalesce(sum(usd), 0)::DOUBLE AS usd,
-                   count(*) FILTER (WHERE usd IS NULL) AS unpriced
-            FROM paid p JOIN call USING (call_id) GROUP BY p.explainer_id
-        )
+        {PAID},
+        cost AS (SELECT p.explainer_id, {TOTALS} FROM paid p JOIN call USING (call_id) GROUP BY p.explainer_id)
         SELECT explainer_id, method, provider, base_url, model, coalesce(grades, []) AS grades,
                coalesce(labelled, 0) AS labelled, coalesce(graded, 0) AS graded, coalesce(chosen, 0) AS chosen, lost,
                coalesce(calls, 0) AS calls, coalesce(input_tokens, 0) AS input_tokens,

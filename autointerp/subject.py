@@ -161,7 +161,7 @@ def load_causal_lm(
             )
             model = model if rounding else model.to(device)  # type: ignore[arg-type]
     except (OSError, ValueError, KeyError, SafetensorError, ImportError) as problem:
-        raise SubjectError(f"subject {name!r} cannot be loaded: {_first_line(problem)}{_hint(name)}") from None
+        raise SubjectError(f"model {name!r} cannot be loaded: {_first_line(problem)}{_hint(name)}") from None
     except (RuntimeError, NotImplementedError, AssertionError) as problem:
         if quantization == "none":
             raise

@@ -471,7 +471,7 @@ def test_the_report_as_json_has_every_figure_that_was_promised(autointerp: Autoi
         "r_tok": {"mean", "n"},
         "null": {"mean", "n"},
         "population": {"live", "eligible", "dead", "dense", "too_rare"},
-        "llm": {"calls", "cached", "input_tokens", "output_tokens", "usd"},
+        "llm": {"calls", "input_tokens", "output_tokens", "usd"},
     }
     for name, keys in promised.items():
         assert keys <= set(found[name]), name

@@ -115,8 +115,42 @@ def test_a_run_of_every_stage_on_a_served_model(autointerp: Autointerp, tiny: di
     assert ended.code == 0, ended
     ended = autointerp("report", results / "t", "--json")
     figures = json.loads(ended.out)["llm"]
-    assert (figures["calls"], figures["cached"], figures["unpriced"]) == (6, 0, 0)
+    assert (figures["calls"], figures["unpriced"]) == (6, 0)
     assert figures["usd"] > 0
+
+
+def test_samples_that_said_the_same_are_among_the_costs_of_their_explainer(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path
+) -> None:
+    """Three draws of `structured` a feature, all alike: one row, three calls; and some of them repaired."""
+    rules = json.dumps({
+        "label": "words of walking", "rules": [{"trigger": ["walked"], "context": [], "strength": 5, "exceptions": []}]
+    })  # fmt: skip
+
+    def often(asked: Asked) -> str:
+        return rules if asked.number % 4 else "that is hard"
+
+    with Server(says=often) as server:
+        options = asking(tiny, results, **served(server, "openai"), explainer__methods='["mined", "structured"]')
+        assert autointerp("explain", *options).code == 0
+        # Another limit of the reply is another explainer, with calls of its own.
+        assert autointerp("explain", *options, "--set", "explainer.max_new_tokens=99").code == 0
+        paid = len(server.log)
+    found = json.loads(autointerp("report", results / "t", "--json").out)
+    with Store.read(results / "t" / "run.duckdb") as store:
+        (counts,) = store.query("SELECT count(*), count(repair_of) FROM call")[1]
+    assert counts[0] == paid and counts[1] > 2
+    (explainer,) = [row for row in found["by_explainer"].values() if row["method"] == "structured"]
+    assert explainer["calls"] == found["llm"]["calls"]
+    assert 6 * 3 <= explainer["calls"] <= paid / 2 + 3  # the halves may have had unlike numbers of repairs
+
+
+def test_a_provider_that_no_method_asks_is_said(
+    autointerp: Autointerp, tiny: dict[str, Path], results: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = sets(quick_overrides(tiny, results, explainer__provider="anthropic"))
+    assert autointerp("explain", *options).code == 0
+    assert "explainer.provider = 'anthropic' is not used: no method asks a model" in caplog.text
 
 
 @BOTH
@@ -131,6 +165,7 @@ def test_a_budget_stops_with_what_is_left_and_a_second_run_goes_on(
         assert 0 < done < 6
         assert f"left to ask: {left}" in ended.err
         assert f"explain: {done} ok, {left} budget_spent" in ended.err
+        assert "run again to go on: a budget is for one command" in ended.err
         ended = autointerp("explain", *options)
         assert ended.code == 0, ended
         assert f"explain: {left} ok" in ended.err

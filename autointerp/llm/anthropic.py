@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 from autointerp.llm import structured
-from autointerp.llm.raw import count, field, post, text
+from autointerp.llm.raw import count, field, patience, post, text
 from autointerp.llm.request import Model, Reply, Request
 from autointerp.llm.sent import Sent
 from autointerp.llm.trouble import KEY_VARIABLE, Alien, Judge
@@ -34,9 +34,9 @@ class AnthropicChat:
         self.model = model
         key = os.environ.get(KEY_VARIABLE["anthropic"], "")
         self.judge = Judge(anthropic, model, key, OPTIONAL)
-        # No retries and no timeouts of the SDK's: `online` has its own.
+        # No retries of the SDK's, and a timeout for the connection alone: `online` has its own.
         self.client = anthropic.AsyncAnthropic(
-            api_key=key or "none", base_url=model.base_url or HOME, max_retries=0, timeout=None
+            api_key=key or "none", base_url=model.base_url or HOME, max_retries=0, timeout=patience()
         )
 
     def parts(self, sent: Sent) -> set[str]:

@@ -318,7 +318,8 @@ class _Asking(Generic[T]):
 
     def _raise(self) -> None:
         if isinstance(self.stop, BudgetSpent):
-            raise BudgetSpent(f"{self.stop}; left to ask: {self.left:,}; run again, with a larger budget, to go on")
+            left = f"left to ask: {self.left:,}"
+            raise BudgetSpent(f"{self.stop}; {left}; run again to go on: a budget is for one command")
         if self.stop is not None:
             raise self.stop
         if self.lost:

@@ -144,7 +144,6 @@ class Online:
 
     async def _answer(self, sent: Sent) -> Reply:
         """The reply after as many tries as it takes. Raises Transient when they are used up."""
-        started = time.perf_counter()
         retrying = AsyncRetrying(
             retry=retry_if_exception_type(Transient),
             stop=self._enough,
@@ -153,7 +152,7 @@ class Online:
             reraise=True,
         )
         reply: Reply = await retrying(self._try, sent)
-        return replace(reply, ms=(time.perf_counter() - started) * 1000, tries=sent.tries)
+        return replace(reply, ms=(time.perf_counter() - sent.started) * 1000, tries=sent.tries)
 
     def _enough(self, state: RetryCallState) -> bool:
         problem = state.outcome.exception() if state.outcome is not None else None
@@ -179,6 +178,7 @@ class Online:
             if self._halt.is_set():
                 raise _Halted("stopped")
             sent.tries += 1
+            sent.started = sent.started or time.perf_counter()
             with self._clients.lent() as chat:
                 reply = await self._negotiated(chat, sent)
             self._answered = True

@@ -8,7 +8,7 @@ from typing import Any
 
 from autointerp.errors import UserError
 from autointerp.llm import completions, structured
-from autointerp.llm.raw import count, field, post, text
+from autointerp.llm.raw import count, field, patience, post, text
 from autointerp.llm.request import Model, Reading, Reply
 from autointerp.llm.sent import Sent
 from autointerp.llm.trouble import KEY_VARIABLE, Alien, BadRequest, Judge, Transient
@@ -39,9 +39,9 @@ class OpenAIChat:
         # take another one from the environment, and the keys of rows would not know.
         key = os.environ.get(KEY_VARIABLE["openai"], "")
         self.judge = Judge(openai, model, key, OPTIONAL)
-        # No retries and no timeouts of the SDK's: `online` has its own.
+        # No retries of the SDK's, and a timeout for the connection alone: `online` has its own.
         self.client = openai.AsyncOpenAI(
-            api_key=key or "none", base_url=model.base_url or HOME, max_retries=0, timeout=None
+            api_key=key or "none", base_url=model.base_url or HOME, max_retries=0, timeout=patience()
         )
         # Servers of one's own that take either name know max_tokens, and some ignore the other.
         self.limits = LIMITS if model.base_url is None else LIMITS[::-1]

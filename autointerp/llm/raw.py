@@ -10,6 +10,7 @@ from typing import Any
 
 from autointerp.llm.trouble import Transient
 
+CONNECT_S = 15.0  # to a server, TLS included
 MOST = 2**31 - 1  # tokens that a count may be
 
 
@@ -29,6 +30,13 @@ async def post(client: Any, path: str, body: dict[str, Any]) -> Any:
         if _is_json(response.headers.get("content-type", "")):
             raise Transient("a reply that was cut short", billed=True) from None
         return response.text
+
+
+def patience() -> Any:
+    """The timeout of a client: for connecting alone, since how long a reply may take is `online`'s to say."""
+    import httpx2
+
+    return httpx2.Timeout(None, connect=CONNECT_S)
 
 
 def _is_json(content_type: str) -> bool:

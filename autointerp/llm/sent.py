@@ -24,6 +24,7 @@ class Sent:
     expected: Cost  # the most it is likely to cost
     done: "SimpleQueue[tuple[Sent, Any]]" = field(repr=False)  # takes (this, a Call or what went wrong)
     tries: int = 0
+    started: float = 0.0  # the first try, by time.perf_counter
     lost: Cost = NOTHING  # of attempts without a reply that may have been billed
 
     def record(self, reply: Reply) -> Call:

@@ -2,7 +2,7 @@
 
 `python -m tests.bench.llm_faults [OUT.json]` labels features of a tiny subject with a chat model for everything
 (candidates, choice by detection, chat simulation, both judges), over loopback HTTP with the real SDKs: once against a
-server that is slow and takes 64 requests at a time, once against one that fails 30 % of them, with the run killed
+server that is slow and takes 64 requests at a time, once where it fails 30 % of them as well, with the run killed
 three times on its way. What fails is drawn by a request's content and by how often it has been asked, so that it is the
 same in every run. Written are the counts of both ledgers beside the server's own books.
 """
@@ -34,7 +34,7 @@ SHARE = 0.3  # of the requests fail
 TRANSIENT = ("429", "500", "529", "hang", "cut", "truncated", "short")  # no reply, or half of one: asked again
 SPOILED = ("refusal", "refused", "filtered", "empty", "language", "cut_off", "half_json", "wrong_length")  # paid, no good
 WORDS = (*NAMES, *PLACES, *VERBS, *COLOURS)
-IN_FLIGHT = 8
+IN_FLIGHT = 8  # in the test; here 64
 MODELS = {"explainer": "openai", "simulator": "anthropic", "judge": "openai"}
 # Rows of what a stage ends with that are neither ok nor have a reason, or have a number in spite of one.
 UNEXPLAINED = {
@@ -210,13 +210,13 @@ def main() -> None:
             overrides = options(tiny, root / "slow", server, **changes | {"llm__timeout_s": 30})
             finished(overrides, server)
             found["slow"] = {"latency_s": 0.5, "limit": 64} | books(server, config.load(None, overrides).database, set())
-        with Server(says=says, plan=failing(SHARE), port=port, latency_s=0.02) as server:
-            changes |= {"llm__max_in_flight": IN_FLIGHT, "llm__timeout_s": 5}
+        with Server(says=says, plan=failing(SHARE), port=port, latency_s=0.5, limit=64) as server:
+            changes |= {"llm__timeout_s": 8}
             overrides = options(tiny, root / "failing", server, **changes)
             database = config.load(None, overrides).database
             in_flight = set[str]().union(*(killed(overrides, server, database, n) for n in (12, 80, 200)))
             finished(overrides, server)
-            found["failing"] = {"kills": 3} | books(server, database, in_flight)
+            found["failing"] = {"kills": 3, "latency_s": 0.5, "limit": 64} | books(server, database, in_flight)
             asked = len(server.log)
             finished(overrides, server)
             found["failing"]["requests_of_another_run"] = len(server.log) - asked
