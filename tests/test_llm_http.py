@@ -349,7 +349,7 @@ def with_text(provider: str, content: Any, usage: Any = None, stop: Any = None) 
     if provider == "anthropic":
         return json.dumps({"model": "x", "content": content, "usage": usage, "stop_reason": stop}).encode()
     choice = {"message": {"role": "assistant", "content": content}, "finish_reason": stop}
-    return json.dumps({"model": "x", "choices": [choice], "usage": usage}).encode()
+    return json.dumps({"model": "x", "choices": [choice], "usage": usage, "error": "none to speak of"}).encode()
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_odd_counts_are_no_counts_and_every_row_is_kept(tmp_path: Path, provider
 @pytest.mark.parametrize(("provider", "content", "stop", "ends"), [
     ("openai", {"label": "x"}, None, "ok"), ("openai", 7, None, "empty"), ("openai", ["label ", "n0"], None, "ok"),
     ("openai", [{"type": "text", "text": {"a": 1}}], [], "ok"), ("openai", True, {"a": 1}, "empty"),
-    ("openai", None, "content_filter", "content_filter"), ("anthropic", [{"type": "text", "text": 5}], [], "empty"),
+    ("openai", None, "content_filter", "content_filter"), ("openai", "label n0", "stop", "ok"), ("anthropic", [{"type": "text", "text": 5}], [], "empty"),
     ("anthropic", ["label"], {}, "empty"), ("anthropic", None, "refusal", "refusal"), ("anthropic", [], None, "empty"),
 ])  # fmt: skip
 def test_odd_content_ends_as_a_row(opened: Opener, provider: str, content: Any, stop: Any, ends: str) -> None:

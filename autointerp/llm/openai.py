@@ -96,11 +96,12 @@ class OpenAIChat:
         choices = field(found, "choices")
         choice = choices[0] if isinstance(choices, list) and choices else None
         finish, message = field(choice, "finish_reason"), field(choice, "message")
-        self._check(field(found, "error") or field(choice, "error"), parts, begun=choice is not None)
+        error = field(found, "error") or field(choice, "error")
+        self._check(error, parts, begun=choice is not None)
         if finish == "error":
             raise Transient("a reply that broke off", billed=True)
         if not isinstance(message, dict) and finish != "content_filter" and not _nothing(found):
-            raise Alien("a reply without choices")
+            raise Alien(f"it says {error[:200]!r}" if isinstance(error, str) else "a reply without choices")
         return choice, message
 
     def _check(self, error: Any, parts: set[str], begun: bool = False) -> None:
@@ -110,8 +111,6 @@ class OpenAIChat:
             if isinstance(problem, Transient):
                 problem.billed |= begun
             raise problem
-        if isinstance(error, str):
-            raise Alien(f"it says {error[:200]!r}")
 
     async def _heard(self, reading: Reading, parts: set[str]) -> Reply:
         """What a server that reads prompts says of one."""
